@@ -1,0 +1,36 @@
+"""What a plugin may answer at a site. Only the runtime carries actions out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Keep these visual candidates and drop the others.
+
+    index: [B, K] columns of the view's candidates, ascending in each row
+    valid: [B, K] False where a row keeps fewer than K
+    """
+
+    index: Tensor
+    valid: Tensor
+
+
+@dataclass(frozen=True)
+class Merge(Keep):
+    """Keep these candidates with new contents that stand for the dropped ones as well.
+
+    hidden: [B, K, D] new hidden states of the kept candidates
+    weight: [B, K] how many original tokens each one stands for
+    """
+
+    hidden: Tensor
+    weight: Tensor
+
+
+Action = Keep

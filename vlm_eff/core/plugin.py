@@ -1,0 +1,101 @@
+"""What a plugin is: it looks at a read-only view and answers with an action; the runtime in `models/` does the rest."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vlm_eff.core.config import to_dict
+from vlm_eff.core.errors import CapabilityError, explain
+
+if TYPE_CHECKING:
+    from vlm_eff.core.action import Action
+    from vlm_eff.core.resources import Resource
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place where plugins are asked: the input of a decoder layer (0-based; layer 0 is "before the language model")."""
+
+    layer: int
+
+
+@dataclass(frozen=True)
+class Observation:
+    """A request for the attention logits of the last prompt token.
+
+    layer:  decoder layer whose projections are used (0-based)
+    when:   "inside" reads them while the layer attends; "before" computes them from the layer's input, one row only
+    rope:   False takes the rotary rotation out (FEATHER's criterion)
+    """
+
+    layer: int
+    when: str = "inside"
+    rope: bool = True
+
+
+@dataclass(frozen=True)
+class BindContext:
+    """What a plugin may know of the model when it is attached."""
+
+    family: str
+    num_layers: int
+
+    def check_layer(self, plugin: str, layer: int) -> None:
+        """Raise `CapabilityError` when the decoder has no such layer."""
+        if not 0 <= layer < self.num_layers:
+            raise CapabilityError(
+                explain(
+                    f"{plugin} wants decoder layer {layer}, this {self.family} model has {self.num_layers}",
+                    f"layers 0 to {self.num_layers - 1}",
+                    "Choose a layer that exists",
+                )
+            )
+
+
+@dataclass(frozen=True)
+class Plugin(ABC):
+    """A frozen description of what to do; it holds no state and never touches modules, caches or configs."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Name of the method, as in the method table."""
+
+    @property
+    @abstractmethod
+    def sites(self) -> tuple[Site, ...]:
+        """Where the plugin wants to be asked."""
+
+    @property
+    def needs(self) -> tuple[Observation, ...]:
+        """What has to be observed before the plugin is asked."""
+        return ()
+
+    @property
+    @abstractmethod
+    def writes(self) -> frozenset[Resource]:
+        """What the plugin changes."""
+
+    @property
+    def positions(self) -> str:
+        """"kept": survivors keep their rotary positions; "reindexed": they are numbered anew, without gaps."""
+        return "kept"
+
+    @abstractmethod
+    def bind(self, context: BindContext) -> Plugin:
+        """The plugin for one model, with relative depths resolved; `CapabilityError` when it cannot work there."""
+
+    @abstractmethod
+    def at(self, site: Site, view: Any) -> Action | None:
+        """Decide at a site; None changes nothing."""
+
+    def asked(self, visual_tokens: int, num_layers: int) -> list[float]:
+        """Visual tokens this plugin asks for at each decoder layer, of `visual_tokens` at the start."""
+        return [float(visual_tokens)] * num_layers
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plugin with every part and default as a plain dict; `core.config.from_dict` rebuilds it."""
+        made: dict[str, Any] = to_dict(self)
+        return made

@@ -1,0 +1,128 @@
+"""What a handle says of its work: what was asked, what was got, what was realised."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class StageReport:
+    """One decision of one plugin in one prefill.
+
+    before, got: visual tokens of each row before and after; filler: slots that stay in the tensor only to keep rows of
+    different lengths rectangular (computed, masked, so not saved).
+    """
+
+    plugin: str
+    layer: int
+    before: tuple[int, ...]
+    got: tuple[int, ...]
+    filler: int
+
+
+@dataclass(frozen=True)
+class PrefillReport:
+    """One prefill (or one continuation with several tokens) seen by the handle.
+
+    rows, length, past: batch rows, tokens of this call a row, tokens already cached
+    visual:             visual tokens entering the language model, a row
+    visual_per_layer:   visual tokens present at each decoder layer, mean over the rows
+    sequence_per_layer: sequence length computed at each decoder layer, fillers included
+    asked_per_layer:    visual tokens the plugins asked for at each layer, mean over the rows
+    kv_tokens:          cache entries stored at each layer after the call (a row); kv_logical is what a bare model stores
+    kv_bytes:           bytes of keys and values after the call; kv_bytes_bare is what a bare model stores
+    flops:              decoder FLOPs of this call (2 a multiply-add, causal attention not halved), fillers included
+    flops_bare:         the same for the bare model
+    host_ms:            wall time between entering and leaving the decoder on the host; not synchronised on a GPU
+    """
+
+    rows: int
+    length: int
+    past: int
+    visual: tuple[int, ...]
+    visual_per_layer: tuple[float, ...]
+    sequence_per_layer: tuple[int, ...]
+    asked_per_layer: tuple[float, ...]
+    stages: tuple[StageReport, ...]
+    kv_tokens: tuple[int, ...]
+    kv_logical: int
+    kv_bytes: int
+    kv_bytes_bare: int
+    flops: float
+    flops_bare: float
+    host_ms: float
+    masks_built: int
+
+    @property
+    def n_eq(self) -> float:
+        """Visual tokens averaged over layers and rows: how budgets of different methods are compared."""
+        return _mean(self.visual_per_layer)
+
+    @property
+    def n_eq_asked(self) -> float:
+        """What the plugins asked for, averaged the same way."""
+        return _mean(self.asked_per_layer)
+
+    @property
+    def visual_tokens(self) -> float:
+        """Visual tokens entering the language model, mean over the rows."""
+        return _mean(self.visual)
+
+
+@dataclass
+class Stats:
+    """Everything a handle saw since it was attached or reset.
+
+    `prefills` holds one report a prefill; `decode_steps` counts single-token calls; `plugins` names what was attached.
+    """
+
+    plugins: tuple[str, ...]
+    family: str
+    prefills: list[PrefillReport] = field(default_factory=list)
+    decode_steps: int = 0
+    calls: int = 0
+
+    @property
+    def last(self) -> PrefillReport | None:
+        """The newest prefill that had visual tokens."""
+        return next((report for report in reversed(self.prefills) if any(report.visual)), None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dict for JSON, with n_eq written out."""
+        made = asdict(self)
+        for plain, report in zip(made["prefills"], self.prefills, strict=True):
+            plain["n_eq"] = report.n_eq
+            plain["n_eq_asked"] = report.n_eq_asked
+        return made
+
+    def __str__(self) -> str:
+        head = f"{' + '.join(self.plugins)} on {self.family}"
+        if self.calls == 0:
+            return f"{head}: the model was not called while attached"
+        if self.last is None:
+            return f"{head}: no visual tokens seen in {len(self.prefills)} prefills"
+        return "\n".join([f"{head}, {len(self.prefills)} prefills, {self.decode_steps} decode steps", *_lines(self.last)])
+
+
+def _lines(report: PrefillReport) -> list[str]:
+    """Rows of the printed table: name, bare, asked, realised."""
+    visual, n_eq, asked = report.visual_tokens, report.n_eq, report.n_eq_asked
+    stages = ", ".join(f"layer {s.layer}: {_mean(s.before):.0f} -> {_mean(s.got):.0f}" for s in report.stages)
+    return [
+        f"  visual tokens    {visual:.0f} bare, by stage {stages or 'none dropped'}",
+        f"  n_eq             {visual:.0f} bare, {asked:.1f} asked, {n_eq:.1f} realised ({n_eq / visual:.0%})",
+        f"  KV cache         {report.kv_bytes_bare:,} bytes bare, {report.kv_bytes:,} stored "
+        f"({_ratio(report.kv_bytes, report.kv_bytes_bare):.0%})",
+        f"  prefill FLOPs    {report.flops_bare:.3g} bare, {report.flops:.3g} realised "
+        f"({_ratio(report.flops, report.flops_bare):.0%}, decoder only)",
+        f"  prefill          {report.host_ms:.1f} ms on the host, {report.masks_built} masks built",
+    ]
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole else 1.0
+
+
+def _mean(values: tuple[float, ...] | tuple[int, ...]) -> float:
+    return sum(values) / len(values) if values else 0.0

@@ -1,0 +1,93 @@
+"""How many tokens to keep: the only place where a ratio becomes a count."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from vlm_eff.core.config import part
+from vlm_eff.core.errors import ConfigError, explain
+
+Rounding = Literal["up", "nearest", "down"]
+# a product such as 0.29 * 100 must not fall on the wrong side of a whole number by a float's last digit
+_SLACK = 1e-9
+
+
+@part
+@dataclass(frozen=True)
+class Keep:
+    """A budget of visual tokens. Give exactly one of `ratio`, `count`.
+
+    ratio:    fraction (0, 1] of the tokens, see `of`
+    count:    tokens, at least 1; never more than there are
+    of:       "original" counts what entered the language model, "current" what is left at this stage
+    rounding: house rule is "up"; methods whose official code rounds otherwise say so
+    At least one token is kept.
+    """
+
+    ratio: float | None = None
+    count: int | None = None
+    of: Literal["original", "current"] = "original"
+    rounding: Rounding = "up"
+
+    def __post_init__(self) -> None:
+        if (self.ratio is None) == (self.count is None):
+            raise ConfigError(
+                explain(
+                    f"keep_ratio={self.ratio} and keep_count={self.count}",
+                    "exactly one of the two",
+                    "Give keep_ratio in (0, 1] or keep_count of at least 1",
+                )
+            )
+        check_ratio("keep_ratio", self.ratio)
+        if self.count is not None and (isinstance(self.count, bool) or int(self.count) != self.count or self.count < 1):
+            raise ConfigError(
+                explain(f"keep_count={self.count!r}", "a whole number of at least 1", "Give the number of tokens to keep")
+            )
+        check_choice("of", self.of, ("original", "current"))
+        check_choice("rounding", self.rounding, ("up", "nearest", "down"))
+
+    @property
+    def everything(self) -> bool:
+        """True when no token can be dropped."""
+        return self.ratio == 1
+
+    def of_count(self, original: float, current: float) -> int:
+        """Tokens to keep of `current`, when there were `original` at the start."""
+        if self.count is not None:
+            return int(min(self.count, current))
+        base = original if self.of == "original" else current
+        wanted = (self.ratio or 0.0) * base
+        rounded = {
+            "up": math.ceil(wanted - _SLACK),
+            "down": math.floor(wanted + _SLACK),
+            # halves go up, as the official FastV demo's Python `round` does for the odd counts in use
+            "nearest": math.floor(wanted + 0.5 + _SLACK),
+        }[self.rounding]
+        return int(min(max(rounded, 1), current))
+
+    def counts(self, original: Tensor, current: Tensor) -> Tensor:
+        """Element-wise `of_count` for counts [...] on any device -> [...] int64; 0 stays 0."""
+        pairs = zip(original.flatten().tolist(), current.flatten().tolist(), strict=True)
+        made = [self.of_count(first, now) if now else 0 for first, now in pairs]
+        return torch.tensor(made, dtype=torch.long, device=current.device).view(current.shape)
+
+
+def check_ratio(name: str, value: float | None) -> None:
+    """Raise `ConfigError` unless `value` is None or a fraction in (0, 1]."""
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
+        raise ConfigError(
+            explain(f"{name}={value!r}", "a fraction in (0, 1]", f"Give the fraction to keep, such as {name}=0.5")
+        )
+
+
+def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
+    """Raise `ConfigError` unless `value` is one of `choices`."""
+    if value not in choices:
+        raise ConfigError(explain(f"{name}={value!r}", ", ".join(map(repr, choices)), "Choose one of them"))

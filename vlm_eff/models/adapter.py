@@ -1,0 +1,141 @@
+"""What is known of one model: found by looking at it, plus what its family says. Describes, never decides."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+import vlm_eff.models.vlm  # noqa: F401  (registers the families)
+from vlm_eff.core.errors import UnsupportedModelError, explain
+from vlm_eff.models.family import FAMILIES, Family
+from vlm_eff.models.visual import Layout
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """The parts of a vision-language model that the runtime needs.
+
+    top:       what the user calls; core: the module that receives input ids; decoder: the module that has `layers`
+    tokens:    placeholder ids of images; video_tokens: of videos
+    """
+
+    family: Family
+    top: nn.Module
+    core: nn.Module
+    decoder: nn.Module
+    layers: nn.ModuleList
+    tokens: tuple[int, ...]
+    video_tokens: tuple[int, ...]
+    layout: Layout
+
+    @property
+    def name(self) -> str:
+        """Model family, as in `config.model_type`."""
+        return self.family.model_type
+
+    @property
+    def num_layers(self) -> int:
+        """Decoder layers."""
+        return len(self.layers)
+
+    def newline(self) -> Tensor | None:
+        """The image-newline embedding [D] of families that have one."""
+        return getattr(self.core, self.family.newline) if self.family.newline else None
+
+    def rotary(self, layer: int, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Rotary tables (cos, sin) [B, N, Dh] of one layer at `positions` [B, N]."""
+        rotary = self.decoder.rotary_emb
+        if "layer_type" in inspect.signature(rotary.forward).parameters:
+            made = rotary(hidden, positions, self.decoder.config.layer_types[layer])
+        else:
+            made = rotary(hidden, positions)
+        return made  # type: ignore[no-any-return]
+
+    def explain(self) -> str:
+        """What was found, in lines for a person."""
+        kinds = getattr(self.decoder.config, "layer_types", None)
+        return "\n".join(
+            [
+                f"family      {self.name} (tested with transformers {self.family.transformers})",
+                f"core        {type(self.core).__name__}",
+                f"decoder     {type(self.decoder).__name__}, {self.num_layers} layers"
+                + (f" ({', '.join(f'{kinds.count(k)} {k}' for k in sorted(set(kinds)))})" if kinds else ""),
+                f"attention   {self.decoder.config._attn_implementation}",
+                f"image ids   {self.tokens or 'none'}, video ids {self.video_tokens or 'none'}",
+                f"positions   {'time, height, width' if self.family.multi_axis_rope else 'one axis'}",
+            ]
+        )
+
+
+def adapter_for(model: Any) -> Adapter:
+    """Describe a model, or refuse it by name.
+
+    Accepts a transformers model, a transformers pipeline (its `model`), and a PEFT-wrapped model.
+
+    Raises:
+        UnsupportedModelError: not a model, an unknown family, or a family whose parts are not where they should be.
+    """
+    top = unwrap(model)
+    config = getattr(top, "config", None)
+    model_type = getattr(config, "model_type", None)
+    if model_type not in FAMILIES:
+        raise UnsupportedModelError(
+            explain(
+                f"no adapter for model_type {model_type!r} ({type(top).__name__})",
+                ", ".join(FAMILIES),
+                "Use one of these families, or write an adapter: see docs/add-a-model.md",
+            )
+        )
+    family = FAMILIES.get(model_type)
+    core = top.base_model
+    decoder = top.get_decoder()
+    while not hasattr(decoder, "layers"):
+        inner = getattr(decoder, "model", None) or getattr(decoder, "decoder", None)
+        if inner is None:
+            raise _without(family, "a decoder with layers")
+        decoder = inner
+    tokens = _ids(config, "image_token_id")
+    if not tokens:
+        raise _without(family, "an image token id in its config")
+    return Adapter(
+        family, top, core, decoder, decoder.layers, tokens, _ids(config, "video_token_id"), family.make_layout(config)
+    )
+
+
+def unwrap(model: Any) -> Any:
+    """The transformers model inside a pipeline, a PEFT model or a data-parallel wrapper."""
+    if not isinstance(model, nn.Module) and isinstance(getattr(model, "model", None), nn.Module):
+        model = model.model
+    if hasattr(model, "get_base_model"):
+        model = model.get_base_model()
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        model = model.module
+    if not isinstance(model, nn.Module):
+        raise UnsupportedModelError(
+            explain(
+                f"attach was given {type(model).__name__}",
+                "a transformers model, a transformers pipeline or a PEFT model",
+                "Pass the model itself",
+            )
+        )
+    return model
+
+
+
+
+def _ids(config: Any, name: str) -> tuple[int, ...]:
+    value = getattr(config, name, None)
+    return () if value is None else (int(value),)
+
+
+def _without(family: Family, what: str) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        explain(
+            f"this {family.model_type} model lacks {what}",
+            f"the layout of transformers {family.transformers}",
+            "Check the transformers version, or write an adapter: see docs/add-a-model.md",
+        )
+    )

@@ -1,0 +1,76 @@
+"""Putting plugins on a model: all of them or none, on this instance only, undone in full on detach or failure."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+from torch import nn
+
+from vlm_eff.core.errors import ConfigError, ConflictError, explain
+from vlm_eff.core.handle import Handle, Undo
+from vlm_eff.core.plugin import BindContext, Plugin
+from vlm_eff.core.resources import check_conflicts
+from vlm_eff.models import refusals
+from vlm_eff.models.adapter import adapter_for
+from vlm_eff.models.runtime import Runtime
+
+_ATTACHED: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Handle]] = weakref.WeakKeyDictionary()
+
+
+def attach(model: Any, *plugins: Plugin) -> Handle:
+    """Put plugins on an unmodified model and return the handle that takes them off again.
+
+    model:   a transformers vision-language model in eval mode, a transformers pipeline, or a PEFT-wrapped model
+    plugins: what to do, such as `fastv()`; each resource of the model has at most one writer
+
+    Raises:
+        ConfigError: nothing to attach, or something that is no plugin.
+        UnsupportedModelError: the model's family has no adapter.
+        CompiledModelError: the model was compiled before, so hooks would be ignored.
+        CapabilityError: the model cannot carry a plugin (layer that does not exist, training mode, positions).
+        ConflictError: two plugins write one resource, or the model carries a handle already.
+    After any of these the model is as it was.
+    """
+    _check_plugins(plugins)
+    refusals.refuse_compiled(model)
+    adapter = adapter_for(model)
+    refusals.refuse_compiled(adapter.top)
+    refusals.refuse_training(adapter.top)
+    context = BindContext(adapter.name, adapter.num_layers)
+    bound = tuple(plugin.bind(context) for plugin in plugins)
+    check_conflicts(bound)
+    refusals.refuse_plugins(adapter, bound)
+    _refuse_second(adapter.core)
+    runtime, undo = Runtime(adapter, bound), Undo()
+    try:
+        runtime.install(undo)
+    except BaseException:
+        undo.run()
+        raise
+    handle = Handle(bound, runtime, undo)
+    _ATTACHED[adapter.core] = weakref.ref(handle)
+    return handle
+
+
+def _check_plugins(plugins: tuple[Any, ...]) -> None:
+    if not plugins:
+        raise ConfigError(explain("attach was given no plugin", "one plugin or more", "Pass one, such as fastv()"))
+    for plugin in plugins:
+        if not isinstance(plugin, Plugin):
+            raise ConfigError(
+                explain(
+                    f"attach was given {plugin!r}",
+                    "plugins, such as fastv()",
+                    'Call the method function; for a spec string use vlm_eff.plugin("fastv:keep_ratio=0.5")',
+                )
+            )
+
+
+def _refuse_second(core: nn.Module) -> None:
+    known = _ATTACHED.get(core)
+    handle = known() if known is not None else None
+    if handle is not None and handle.attached:
+        raise ConflictError(
+            explain(f"the model already carries {handle!r}", "one handle a model", "Detach it, or attach all together")
+        )

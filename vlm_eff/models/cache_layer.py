@@ -1,0 +1,105 @@
+"""Cache layers with a logical length (positions counted) apart from the physical one (entries stored).
+
+A layer of the user's cache becomes one of these the first time tokens are missing from it: its class is replaced by a
+subclass of the class it had, so that everything Hugging Face sees stays logical and beams, crop, several turns,
+`deepcopy(cache)` and assisted decoding go on working. The state lives in the layer, not in the plugin.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import CacheLayerMixin
+
+from vlm_eff.core.errors import StateError, explain
+from vlm_eff.models.slots import Slots
+
+if TYPE_CHECKING:
+    _Base = Any
+else:
+    # the base all layers share, or Python refuses to give an existing layer the new class
+    _Base = CacheLayerMixin
+
+
+class LogicalLayer(_Base):
+    """Mixin over a Hugging Face cache layer; `slots` says what is stored, `ticket` what the next update brings."""
+
+    slots: Slots
+    ticket: Callable[[Slots], Slots] | None
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        ticket, self.ticket = self.ticket, None
+        if ticket is None:
+            raise StateError(
+                explain(
+                    "a cache whose visual tokens were dropped is used by a model without its handle",
+                    "a cache used inside the with block it was made in",
+                    "Keep the handle attached while the cache is in use, or start a new cache",
+                )
+            )
+        made: tuple[Tensor, Tensor] = super().update(key_states, value_states, *args, **kwargs)
+        slots = ticket(self.slots)
+        self.slots = slots.keep_last(self.keys.shape[-2]) if self.is_sliding else slots
+        return made
+
+    def get_seq_length(self) -> int:
+        return self.slots.logical
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        if not self.is_sliding:
+            return self.slots.logical + query_length, 0
+        window = self.sliding_window - 1
+        return min(self.slots.logical, window) + query_length, max(self.slots.logical - window, 0)
+
+    def visible(self) -> Slots:
+        """The entries the next attention sees, before what it brings itself."""
+        return self.slots.keep_last(self.sliding_window - 1) if self.is_sliding else self.slots
+
+    def crop(self, tokens_to_remove: int) -> None:
+        cropped = self.slots.crop(-tokens_to_remove)
+        super().crop(tokens_to_remove)
+        self.slots = cropped.keep_last(self.keys.shape[-2]) if self.is_sliding else cropped
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        super().reorder_cache(beam_idx)
+        self.slots = self.slots.select(beam_idx)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        super().batch_select_indices(indices)
+        rows = torch.arange(self.slots.index.shape[0], device=self.slots.index.device)
+        self.slots = self.slots.select(rows[indices.to(rows.device)])
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        super().batch_repeat_interleave(repeats)
+        rows = torch.arange(self.slots.index.shape[0], device=self.slots.index.device)
+        self.slots = self.slots.select(rows.repeat_interleave(repeats))
+
+    def reset(self) -> None:
+        super().reset()
+        self.slots = Slots.plain(self.slots.index.shape[0], 0, self.slots.index.device)
+
+
+@lru_cache(maxsize=None)
+def _logical_class(base: type) -> type:
+    return type("Logical" + base.__name__, (LogicalLayer, base), {})
+
+
+def is_logical(layer: object) -> bool:
+    """True when `layer` keeps a logical length of its own."""
+    return isinstance(layer, LogicalLayer)
+
+
+def make_logical(layer: Any, rows: int, device: torch.device) -> LogicalLayer:
+    """Turn a dynamic cache layer, empty or filled, into one with a logical length."""
+    if isinstance(layer, LogicalLayer):
+        return layer
+    length = int(layer.get_seq_length())
+    stored = int(layer.keys.shape[-2]) if layer.is_initialized and layer.keys is not None and length else 0
+    layer.__class__ = _logical_class(type(layer))
+    layer.slots = Slots.plain(rows, length, device).keep_last(stored)
+    layer.ticket = None
+    return layer  # type: ignore[no-any-return]

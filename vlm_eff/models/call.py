@@ -1,0 +1,167 @@
+"""The state of one forward call of the decoder; lives in a context variable, never on a module."""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vlm_eff.models.adapter import Adapter
+from vlm_eff.models.observe import Tapped
+from vlm_eff.models.token_map import TokenMap
+from vlm_eff.models.visual import SpanSource, VisualSpans, make_spans
+
+T = TypeVar("T")
+
+
+@dataclass
+class Entry:
+    """What the core model was called with, before anything is embedded; `owner` is the runtime it belongs to."""
+
+    owner: object
+    ids: Tensor | None = None
+    embeds: Tensor | None = None
+    mask: Tensor | None = None
+    got_images: bool = False
+    labels: Tensor | None = None
+    unverified: int = 0
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One decision, kept as tensors until somebody asks for the report."""
+
+    plugin: str
+    layer: int
+    before: Tensor
+    got: Tensor
+    fillers: int
+
+
+@dataclass
+class Call:
+    """One pass through the decoder.
+
+    survivors is None until something is dropped; `full` says that hidden states are at full length although something
+    was dropped (between a DeepStack layer and the next). `sequence` notes (queries, cached keys) of each hooked layer.
+    """
+
+    entry: Entry
+    rows: int
+    length: int
+    past: int
+    device: torch.device
+    spans: VisualSpans | None = None
+    original: VisualSpans | None = None
+    survivors: TokenMap | None = None
+    last_visual: int = -1
+    restore_until: int = 0
+    full: bool = False
+    reindexed: Tensor | None = None
+    shift: Tensor | None = None
+    ropes: dict[int, Any] = field(default_factory=dict)
+    tapped: dict[int, Tapped] = field(default_factory=dict)
+    stages: list[Stage] = field(default_factory=list)
+    maps: dict[int, TokenMap] = field(default_factory=dict)
+    sequence: dict[int, tuple[int, int]] = field(default_factory=dict)
+    masks_built: int = 0
+    started: float = field(default_factory=time.perf_counter)
+    _memo: dict[Hashable, tuple[Any, Any]] = field(default_factory=dict)
+
+    def shared(self, what: str, keys: tuple[Any, ...], make: Callable[[], T]) -> T:
+        """`make()`, computed once a call for the same objects; the objects are held so that ids stay theirs."""
+        name = (what, *(key if isinstance(key, int) else id(key) for key in keys))
+        if name not in self._memo:
+            self._memo[name] = (keys, make())
+        made: T = self._memo[name][1]
+        return made
+
+    def forget_shared(self) -> None:
+        """Let go of everything `shared` holds."""
+        self._memo.clear()
+
+    def query_slot(self) -> Tensor:
+        """Logical slot of the last prompt token of each row [B]; tokens not yet verified are left out."""
+        return self.shared("query", (), self._query_slot)
+
+    def _query_slot(self) -> Tensor:
+        mask = self.entry.mask
+        if mask is None or mask.dim() != 2:
+            last = torch.full((self.rows,), self.length - 1, device=self.device)
+        else:
+            new = mask[:, -self.length :].to(self.device)
+            last = self.length - 1 - new.flip(1).to(torch.int8).argmax(1)
+        return last - self.entry.unverified
+
+    def real(self) -> Tensor:
+        """True where a slot of this call is no padding [B, S]."""
+        mask = self.entry.mask
+        if mask is None or mask.dim() != 2:
+            return torch.ones(self.rows, self.length, dtype=torch.bool, device=self.device)
+        return mask[:, -self.length :].to(self.device).bool()
+
+    def prompt_hash(self) -> tuple[int, ...]:
+        """A number for each row from its prompt's ids, padding and unverified tokens left out; 0 without ids."""
+        if self.entry.ids is None:
+            return (0,) * self.rows
+        ids, real = self.entry.ids.cpu().numpy(), self.real().cpu().numpy()
+        stop = self.length - self.entry.unverified
+        return tuple(zlib.crc32(row[:stop][keep[:stop]].tobytes()) for row, keep in zip(ids, real, strict=True))
+
+
+def find_spans(adapter: Adapter, entry: Entry, embeds: Tensor, positions: Tensor | None) -> VisualSpans | None:
+    """The visual tokens of a call, or None when it has none.
+
+    embeds: [B, S, D] what the decoder receives; positions: position ids as the decoder receives them.
+    """
+    image, video = _placeholders(adapter, entry, embeds)
+    if image is None or not (image | video).any():
+        return None
+    visual = image | video
+    newline = adapter.newline()
+    source = SpanSource(
+        visual=visual.cpu().numpy(),
+        video=video.cpu().numpy(),
+        ids=None if entry.ids is None else entry.ids.cpu().numpy(),
+        newline=None if newline is None else _is_newline(embeds, newline, visual),
+        positions=_axes(positions, embeds.shape[0]) if adapter.family.multi_axis_rope else None,
+    )
+    return make_spans(adapter.layout(source), embeds.device)
+
+
+def _placeholders(adapter: Adapter, entry: Entry, embeds: Tensor) -> tuple[Tensor | None, Tensor]:
+    none = torch.zeros(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
+    if entry.ids is not None:
+        found = [torch.isin(entry.ids, entry.ids.new_tensor(t)) if t else none for t in (adapter.tokens, adapter.video_tokens)]
+        return found[0].to(embeds.device), found[1].to(embeds.device)
+    if entry.embeds is None:
+        return None, none
+    # called with embeddings: placeholders are the rows that equal the placeholder's own embedding
+    embed = adapter.core.get_input_embeddings()
+    made = []
+    for tokens in (adapter.tokens, adapter.video_tokens):
+        hits = none
+        for token in tokens:
+            hits = hits | (entry.embeds == embed(torch.tensor(token, device=entry.embeds.device))).all(-1)
+        made.append(hits)
+    return made[0], made[1]
+
+
+def _is_newline(embeds: Tensor, newline: Tensor, visual: Tensor) -> np.ndarray:
+    made = (embeds == newline.to(embeds.device, embeds.dtype)).all(-1) & visual
+    found: np.ndarray = made.cpu().numpy()
+    return found
+
+
+def _axes(positions: Tensor | None, rows: int) -> np.ndarray | None:
+    """Time, height and width positions [3, B, S]; None when the model was given one-axis positions."""
+    if positions is None or positions.dim() != 3:
+        return None
+    made: np.ndarray = positions[-3:].expand(3, rows, -1).cpu().numpy()
+    return made

@@ -1,0 +1,185 @@
+"""The books of a handle: what each call did, kept as small tensors and turned into numbers only when asked."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlm_eff.core.errors import StateError, explain
+from vlm_eff.core.plugin import Plugin
+from vlm_eff.core.report import PrefillReport, StageReport, Stats
+from vlm_eff.models.adapter import Adapter
+from vlm_eff.models.cache_layer import is_logical
+from vlm_eff.models.call import Call, Stage
+from vlm_eff.models.cost import decoder_flops
+from vlm_eff.models.slots import Slots
+
+
+class Ledger:
+    """Counts calls and keeps one entry a prefill; holds no hidden states, keys or values."""
+
+    def __init__(self, adapter: Adapter, plugins: tuple[Plugin, ...]) -> None:
+        self._adapter = adapter
+        self._plugins = plugins
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self._prefills: list[Callable[[], PrefillReport]] = []
+        self._decode_steps = 0
+        self._calls = 0
+        self._last: Call | None = None
+        self._stored: list[tuple[Slots | int, int, int]] = []
+
+    def stage(self, call: Call, plugin: str, layer: int, before: Tensor) -> None:
+        """Note one decision: `before` [B] candidates it chose from."""
+        assert call.spans is not None and call.survivors is not None
+        call.stages.append(Stage(plugin, layer, before, call.spans.count, call.survivors.fillers))
+
+    def close(self, call: Call, cache: Any) -> None:
+        """Note a finished pass through the decoder."""
+        self._calls += 1
+        self._stored = _stored(cache, call.rows)
+        if call.length == 1:
+            self._decode_steps += 1
+            return
+        # what a report does not need must not stay alive: keys, masks and hidden states are large
+        call.tapped.clear()
+        call.ropes.clear()
+        call.forget_shared()
+        elapsed = (time.perf_counter() - call.started) * 1e3
+        stored, element = self._stored, _element_bytes(cache)
+        if call.spans is not None:
+            self._last = call
+        report: list[PrefillReport] = []
+
+        def make() -> PrefillReport:
+            if not report:
+                report.append(_report(self._adapter, self._plugins, call, stored, element, elapsed))
+            return report[0]
+
+        self._prefills.append(make)
+
+    def stats(self) -> Stats:
+        """All reports so far."""
+        names = tuple(plugin.name for plugin in self._plugins)
+        return Stats(names, self._adapter.name, [make() for make in self._prefills], self._decode_steps, self._calls)
+
+    def survivors(self, layer: int) -> list[Tensor]:
+        """Original slots present at `layer` in the last prefill with visual tokens, one tensor [n] a row."""
+        self._check(layer)
+        call = self._last
+        if call is None:
+            raise _nothing_yet()
+        survivors = call.maps.get(layer)
+        if survivors is None:
+            return list(torch.arange(call.length).expand(call.rows, -1))
+        return [row[ok].cpu() for row, ok in zip(survivors.index, survivors.valid, strict=True)]
+
+    def kv_positions(self, layer: int) -> Tensor:
+        """Logical positions stored at `layer` after the last call [B, Hkv, S]; -1 for none."""
+        self._check(layer)
+        if not self._stored:
+            raise _nothing_yet()
+        slots, rows, heads = self._stored[layer]
+        if isinstance(slots, int):
+            slots = Slots.plain(rows, slots, torch.device("cpu"))
+        index, valid = slots.positions()
+        return index.masked_fill(~valid, -1).cpu()[:, None].expand(-1, heads, -1)
+
+    def _check(self, layer: int) -> None:
+        if not 0 <= layer < self._adapter.num_layers:
+            raise StateError(
+                explain(f"layer {layer}", f"layers 0 to {self._adapter.num_layers - 1}", "Ask for an existing layer")
+            )
+
+
+def _nothing_yet() -> StateError:
+    return StateError(
+        explain("no call with visual tokens was seen yet", "a handle whose model was called", "Call the model first")
+    )
+
+
+def _stored(cache: Any, rows: int) -> list[tuple[Slots | int, int, int]]:
+    """What each cache layer stores: its slots, or its length when nothing is missing; rows and heads."""
+    if cache is None:
+        return []
+    made: list[tuple[Slots | int, int, int]] = []
+    for layer in cache.layers:
+        heads = layer.keys.shape[1] if layer.keys is not None and layer.keys.dim() == 4 else 1
+        made.append((layer.slots if is_logical(layer) else int(layer.get_seq_length()), rows, heads))
+    return made
+
+
+def _element_bytes(cache: Any) -> tuple[tuple[int, int], ...]:
+    """(stored entries a row, bytes of one entry's key and value over all heads) of each cache layer."""
+    if cache is None:
+        return ()
+    made = []
+    for layer in cache.layers:
+        if layer.keys is None or layer.keys.dim() != 4:
+            made.append((0, 0))
+            continue
+        one = sum(t.shape[1] * t.shape[3] * t.element_size() for t in (layer.keys, layer.values))
+        made.append((int(layer.keys.shape[2]), one))
+    return tuple(made)
+
+
+def _report(
+    adapter: Adapter,
+    plugins: tuple[Plugin, ...],
+    call: Call,
+    stored: list[tuple[Slots | int, int, int]],
+    element: tuple[tuple[int, int], ...],
+    elapsed: float,
+) -> PrefillReport:
+    layers = range(adapter.num_layers)
+    visual = call.original.count.tolist() if call.original is not None else [0] * call.rows
+    present, now = [], sum(visual) / call.rows
+    stages = {stage.layer: stage for stage in call.stages}
+    for layer in layers:
+        if layer in stages:
+            now = float(stages[layer].got.float().mean())
+        present.append(now)
+    # layers before the first hooked one see everything
+    sizes = [call.sequence.get(layer, (call.length, call.past)) for layer in layers]
+    sequence, keys = [size for size, _ in sizes], [size + past for size, past in sizes]
+    asked = [[p.asked(count, adapter.num_layers) for p in plugins] for count in visual]
+    asked_per_layer = [sum(min(c[layer] for c in row) for row in asked) / call.rows for layer in layers]
+    total = call.past + call.length
+    bare = [min(call.past, _window(adapter, layer)) + call.length for layer in layers]
+    return PrefillReport(
+        rows=call.rows,
+        length=call.length,
+        past=call.past,
+        visual=tuple(visual),
+        visual_per_layer=tuple(present),
+        sequence_per_layer=tuple(sequence),
+        asked_per_layer=tuple(asked_per_layer),
+        stages=tuple(_stage(stage) for stage in call.stages),
+        kv_tokens=tuple(count for count, _ in element),
+        kv_logical=total,
+        kv_bytes=call.rows * sum(count * one for count, one in element),
+        kv_bytes_bare=call.rows * sum(min(total, _window(adapter, layer)) * one for layer, (_, one) in enumerate(element)),
+        flops=decoder_flops(adapter, sequence, keys, call.rows),
+        flops_bare=decoder_flops(adapter, [call.length] * len(layers), bare, call.rows),
+        host_ms=elapsed,
+        masks_built=call.masks_built,
+    )
+
+
+def _stage(stage: Stage) -> StageReport:
+    return StageReport(stage.plugin, stage.layer, tuple(stage.before.tolist()), tuple(stage.got.tolist()), stage.fillers)
+
+
+def _window(adapter: Adapter, layer: int) -> int:
+    """Entries a bare model keeps at `layer` at most."""
+    config = adapter.decoder.config
+    kinds = getattr(config, "layer_types", None)
+    if kinds is None or kinds[layer] != "sliding_attention":
+        return 1 << 62
+    return int(config.sliding_window) - 1

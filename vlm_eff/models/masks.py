@@ -1,0 +1,61 @@
+"""Attention masks from logical to physical positions: the columns a layer stores, the rows that are still present."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vlm_eff.core.errors import CapabilityError, explain
+from vlm_eff.models.token_map import TokenMap, gather_slots
+
+
+def map_mask(
+    mask: Tensor | None, keys: Tensor, valid: Tensor | None, queries: TokenMap | None, total: int, length: int
+) -> Tensor | None:
+    """Translate the mask that the model made for full length.
+
+    mask:    [B, 1 or H, Q, S] bool (True attends) or float (added), [B, S] as flash attention takes it, or None
+    keys:    [B, K] logical position of every key the layer will see; valid: [B, K] or None when there is no filler
+    queries: survivors of this call, or None when none was dropped
+    total:   logical length after this call, the position behind the mask's last column
+    length:  logical queries of this call
+    None stays None when no filler has to be hidden: kept order is ascending, so causal stays causal.
+    """
+    if mask is None:
+        return _explicit(keys, valid, queries, total - length, length)
+    if not isinstance(mask, Tensor):
+        raise CapabilityError(
+            explain(
+                f"an attention mask of type {type(mask).__name__}",
+                "eager, sdpa and flash attention masks",
+                'Load the model with attn_implementation="sdpa"',
+            )
+        )
+    # a sliding layer's mask does not begin at position 0
+    columns = keys - (total - mask.shape[-1])
+    seen = columns >= 0 if valid is None else (columns >= 0) & valid
+    columns = columns.clamp(min=0)
+    if mask.dim() == 2:
+        return gather_slots(mask, columns, 1) * seen.to(mask.dtype)
+    if queries is not None:
+        mask = gather_slots(mask, queries.index, 2)
+    mask = gather_slots(mask, columns, 3)
+    seen = seen[:, None, None, :]
+    if mask.dtype == torch.bool:
+        return mask & seen
+    return mask.masked_fill(~seen, torch.finfo(mask.dtype).min)
+
+
+def _explicit(
+    keys: Tensor, valid: Tensor | None, queries: TokenMap | None, past: int, length: int
+) -> Tensor | None:
+    """The boolean causal mask that a None mask stands for, where it can no longer stay None."""
+    if valid is None and (past == 0 or length == 1):
+        return None
+    rows = past + (queries.index if queries is not None else torch.arange(length, device=keys.device).expand(keys.shape[0], -1))
+    mask = keys[:, None, :] <= rows[:, :, None]
+    if valid is not None:
+        mask = mask & valid[:, None, :]
+    # a filler row sees nothing: let it see itself, so that its softmax is defined; nobody reads the result
+    blank = ~mask.any(-1, keepdim=True)
+    return (mask | (blank & (keys[:, None, :] == rows[:, :, None])))[:, None]

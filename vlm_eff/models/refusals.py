@@ -1,0 +1,87 @@
+"""What attach and the runtime refuse, with the reason: never a silent no-op, never a silent fallback."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from vlm_eff.core.errors import CapabilityError, CompiledModelError, InputError, explain
+from vlm_eff.core.plugin import Plugin
+from vlm_eff.models.adapter import Adapter
+
+
+def refuse_compiled(model: Any) -> None:
+    """Raise `CompiledModelError` when any part of the model was compiled: its hooks would not run."""
+    modules = model.modules() if isinstance(model, nn.Module) else ()
+    for module in modules:
+        compiled = getattr(module, "_compiled_call_impl", None) or getattr(module, "_compiled_call", None)
+        if compiled is not None or type(module).__name__ == "OptimizedModule":
+            raise CompiledModelError(
+                explain(
+                    f"{type(module).__name__} was compiled before attach, and torch.compile ignores later hooks",
+                    "a model that is not compiled",
+                    "Attach to the uncompiled model; compile the vision tower or single MLPs afterwards if you like",
+                )
+            )
+
+
+def refuse_plugins(adapter: Adapter, plugins: Sequence[Plugin]) -> None:
+    """Raise `CapabilityError` for what a plugin asks and this family cannot carry."""
+    for plugin in plugins:
+        if plugin.positions == "reindexed" and adapter.family.multi_axis_rope:
+            raise CapabilityError(
+                explain(
+                    f'{plugin.name} with positions="reindexed" on {adapter.name}, whose positions have three axes',
+                    'positions="kept" on multi-axis rotary families',
+                    'Use positions="kept"',
+                )
+            )
+
+
+def refuse_training(module: nn.Module) -> None:
+    """Raise `CapabilityError` in training mode: the first methods decide without gradients."""
+    if module.training:
+        raise CapabilityError(
+            explain("the model is in training mode", "a model in eval mode", "Call model.eval() first")
+        )
+
+
+def refuse_cache(cache: Any) -> None:
+    """Raise `CapabilityError` for caches whose tensors have one fixed length, or that are paged."""
+    if cache is None:
+        return
+    paged = type(cache).__name__.startswith("Paged")
+    if paged or getattr(cache, "is_compileable", False):
+        raise CapabilityError(
+            explain(
+                f"a cache of type {type(cache).__name__}",
+                "dynamic caches, sliding and offloaded ones too",
+                'Leave cache_implementation unset, or set it to "dynamic"',
+            )
+        )
+
+
+def refuse_missing_placeholders(got_images: bool, placeholders: int) -> None:
+    """Raise `InputError` when pixels came with a prompt that has no place for them."""
+    if got_images and placeholders == 0:
+        raise InputError(
+            explain(
+                "images or video with a prompt that holds no visual placeholder",
+                "a prompt with one placeholder an image",
+                "Build the prompt with processor.apply_chat_template, or write the image token into the text",
+            )
+        )
+
+
+def refuse_split_prompt(features: int | None, placeholders: int) -> None:
+    """Raise `CapabilityError` when the images of a prompt come in several forward calls (chunked prefill)."""
+    if features is not None and placeholders and features != placeholders:
+        raise CapabilityError(
+            explain(
+                f"a prefill with {placeholders} of {features} visual tokens",
+                "prompts that are prefilled in one call",
+                "Leave prefill_chunk_size unset: a chunk cannot be scored before the question is seen",
+            )
+        )

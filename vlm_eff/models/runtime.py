@@ -1,0 +1,359 @@
+"""What happens in one forward pass with plugins attached. The only code that hooks, gathers and writes.
+
+Core model, before      note ids, mask, labels
+Decoder, before         find the visual tokens; refuse what cannot be carried
+Layer, before           ask the plugins of this layer; then bring hidden states, rotary tables, mask and cache to the
+                        survivors. Everything Hugging Face sees outside stays at full length.
+Layer, after            DeepStack families: back to full length while features are still added
+Decoder, after          back to full length; note what was stored
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections import defaultdict
+from contextvars import ContextVar
+from typing import Any
+
+from torch import Tensor, nn
+
+from vlm_eff.core.errors import StateError, explain
+from vlm_eff.core.handle import Undo
+from vlm_eff.core.plugin import Observation, Plugin, Site
+from vlm_eff.core.report import Stats
+from vlm_eff.models import refusals, seams
+from vlm_eff.models.adapter import Adapter
+from vlm_eff.models.apply import apply_action, check_labels, renumber
+from vlm_eff.models.cache_layer import is_logical, make_logical
+from vlm_eff.models.call import Call, Entry, find_spans
+from vlm_eff.models.layer_call import LayerCall
+from vlm_eff.models.ledger import Ledger
+from vlm_eff.models.masks import map_mask
+from vlm_eff.models.observe import Tapped, projected_logits, tapped_logits
+from vlm_eff.models.slots import Slots
+from vlm_eff.models.tap import install_tap
+from vlm_eff.models.token_map import TokenMap
+from vlm_eff.models.view import View
+
+
+# one for all runtimes, because a context variable lives as long as the process; every call knows whose it is
+_ENTRY: ContextVar[Entry | None] = ContextVar("vlm_eff_entry", default=None)
+_CALL: ContextVar[Call | None] = ContextVar("vlm_eff_call", default=None)
+
+
+class Runtime:
+    """Carries out plugins on one model; state of a call is in a context variable, of a sequence in the cache."""
+
+    def __init__(self, adapter: Adapter, plugins: tuple[Plugin, ...]) -> None:
+        self.adapter = adapter
+        self.plugins = plugins
+        self.active = True
+        self.ledger = Ledger(adapter, plugins)
+        self._at: dict[int, list[Plugin]] = defaultdict(list)
+        for plugin in plugins:
+            for site in plugin.sites:
+                self._at[site.layer].append(plugin)
+        self._tapped = {need.layer for p in plugins for need in p.needs if need.when == "inside"}
+
+    # ---------------------------------------------------------------- installation
+
+    def install(self, undo: Undo) -> None:
+        """Put the hooks on; each pushes how to take it off."""
+        adapter = self.adapter
+        if adapter.top is not adapter.core:
+            seams.before(adapter.top, self._top_before, undo)
+        seams.before(adapter.core, self._core_before, undo)
+        seams.before(adapter.decoder, self._decoder_before, undo)
+        seams.after(adapter.decoder, self._decoder_after, undo)
+        for index in range(min([*self._at, *self._tapped]), adapter.num_layers):
+            layer = adapter.layers[index]
+            seams.before(layer, self._layer_hook(index), undo)
+            if adapter.family.restores:
+                seams.after(layer, self._restore_hook(index), undo)
+        if self._tapped:
+            install_tap({i: adapter.layers[i].self_attn for i in sorted(self._tapped)}, self._saw, undo)
+
+    def _layer_hook(self, index: int) -> Any:
+        return lambda module, args, kwargs: self._layer_before(index, args, kwargs)
+
+    def _restore_hook(self, index: int) -> Any:
+        return lambda module, args, kwargs, output: self._layer_after(index, output)
+
+    # ---------------------------------------------------------------- what the handle asks
+
+    def stats(self) -> Stats:
+        return self.ledger.stats()
+
+    def reset(self) -> None:
+        self.ledger.reset()
+
+    def survivors(self, layer: int) -> list[Tensor]:
+        return self.ledger.survivors(layer)
+
+    def kv_positions(self, layer: int) -> Tensor:
+        return self.ledger.kv_positions(layer)
+
+    # ---------------------------------------------------------------- entering
+
+    def _entry(self) -> Entry | None:
+        entry = _ENTRY.get()
+        return entry if entry is not None and entry.owner is self else None
+
+    def _call(self) -> Call | None:
+        call = _CALL.get()
+        return call if call is not None and call.entry.owner is self else None
+
+    def _top_before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        # a failed forward may have left its state behind: every outermost call begins anew
+        _CALL.set(None)
+        keep = kwargs.get("logits_to_keep")
+        unverified = max(keep - 1, 0) if isinstance(keep, int) else 0
+        _ENTRY.set(Entry(self, labels=kwargs.get("labels"), unverified=unverified) if self.active else None)
+
+    def _core_before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        _CALL.set(None)
+        entry = self._entry() or Entry(self)
+        _ENTRY.set(None)
+        if not self.active:
+            return
+        refusals.refuse_training(module)
+        if args:
+            kwargs = {**inspect.signature(module.forward).bind_partial(*args).arguments, **kwargs}
+        entry.ids, entry.embeds = kwargs.get("input_ids"), kwargs.get("inputs_embeds")
+        entry.mask = kwargs.get("attention_mask")
+        outputs = kwargs.get("mm_encoder_outputs") or {}
+        entry.got_images = bool(outputs) or any(
+            kwargs.get(name) is not None for name in ("pixel_values", "pixel_values_videos")
+        )
+        _ENTRY.set(entry)
+
+    def _decoder_before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        _CALL.set(None)
+        entry, embeds = self._entry(), kwargs.get("inputs_embeds")
+        _ENTRY.set(None)
+        if not self.active or embeds is None:
+            return
+        cache = kwargs.get("past_key_values")
+        refusals.refuse_cache(cache)
+        rows, length = embeds.shape[:2]
+        past = int(cache.get_seq_length()) if cache is not None else 0
+        call = Call(entry or Entry(self), rows, length, past, embeds.device)
+        deepstack = kwargs.get("deepstack_visual_embeds")
+        call.restore_until = len(deepstack) if deepstack is not None else 0
+        if entry is not None and length > 1:
+            call.spans = find_spans(self.adapter, entry, embeds, kwargs.get("position_ids"))
+            refusals.refuse_missing_placeholders(entry.got_images and past == 0, 0 if call.spans is None else 1)
+        if call.spans is not None:
+            call.original = call.spans
+            call.last_visual = int(call.spans.slot.max())
+        _CALL.set(call)
+
+    # ---------------------------------------------------------------- inside
+
+    def _layer_before(self, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        call = self._call()
+        if call is None:
+            return None
+        now = LayerCall(args, dict(kwargs))
+        layer_cache = _cache_layer(now.cache, index)
+        hidden, changed = now.hidden, call.survivors is not None
+        if call.full and call.survivors is not None:
+            hidden, call.full = call.survivors.gather(hidden), False
+        if call.spans is not None:
+            for plugin in self._at.get(index, ()):
+                action = plugin.at(Site(index), self._view(call, index, now, hidden))
+                if action is not None:
+                    hidden = self._act(call, index, plugin, action, now, hidden)
+                    changed = True
+        if call.length > 1:
+            call.sequence[index] = (hidden.shape[1], self._slots(call, now.cache, index).stored)
+        if call.survivors is not None:
+            call.maps[index] = call.survivors
+        if not changed and not is_logical(layer_cache):
+            call.ropes[index] = now.rope
+            return None
+        now.check(call.length)
+        self._translate(call, index, now, hidden)
+        call.ropes[index] = now.rope
+        if call.survivors is not None:
+            now.gather_positions(call.survivors)
+        self._stamp(call, now.cache, index)
+        return (hidden,), now.kwargs
+
+    def _act(self, call: Call, index: int, plugin: Plugin, action: Any, now: LayerCall, hidden: Tensor) -> Tensor:
+        assert call.spans is not None and call.original is not None
+        before = call.survivors or TokenMap.identity(call.rows, call.length, call.device)
+        counted = call.spans.count
+        hidden, call.survivors, call.spans = apply_action(action, hidden, before, call.spans)
+        check_labels(call.entry.labels, call.original.mask(call.length), call.survivors)
+        if plugin.positions == "reindexed":
+            past = self._slots(call, now.cache, index).shift
+            call.reindexed, call.shift = renumber(call, now.kwargs.get("position_ids"), call.survivors, past)
+        self.ledger.stage(call, plugin.name, index, counted)
+        return hidden
+
+    def _translate(self, call: Call, index: int, now: LayerCall, hidden: Tensor) -> None:
+        """Bring rotary tables and mask of a layer call to the survivors and to what the layer's cache stores."""
+        slots, survivors = self._slots(call, now.cache, index), call.survivors
+        now.kwargs["position_embeddings"] = self._rope(call, index, now, hidden, slots)
+        mask, total = now.mask, slots.logical + call.length
+        if mask is None and call.length == 1 and not slots.ragged:
+            return
+        keys, valid = call.shared(
+            "keys", (slots.index, slots.start, slots.stop, survivors), lambda: _keys(call, slots, survivors)
+        )
+        made = call.shared(
+            "mask", (mask, keys), lambda: map_mask(mask, keys, valid, survivors, total, call.length)
+        )
+        if mask is None and made is not None:
+            call.masks_built += 1
+        now.kwargs["attention_mask"] = made
+
+    def _rope(self, call: Call, index: int, now: LayerCall, hidden: Tensor, slots: Slots) -> Any:
+        """Rotary tables of the survivors; shared by all layers that were given the same tables."""
+        tables, survivors = now.rope, call.survivors
+        positions, position_ids = call.reindexed, now.kwargs.get("position_ids")
+        if positions is None and slots.shift is not None and isinstance(position_ids, Tensor):
+            shift = slots.shift
+            positions = call.shared("shifted", (position_ids, shift), lambda: position_ids - shift[:, None])
+        if positions is not None and tables is not None:
+            return call.shared(
+                "rope", (tables[0], positions), lambda: self.adapter.rotary(index, hidden, positions)
+            )
+        if survivors is None or tables is None:
+            return tables
+        made = call.shared("rope", (tables[0], survivors), lambda: tuple(survivors.gather(t) for t in tables))
+        return made
+
+    def _stamp(self, call: Call, cache: Any, index: int) -> None:
+        """Tell the layer's cache which positions the next update brings."""
+        if cache is None:
+            return
+        _ensure_layer(cache, index)
+        layer = make_logical(cache.layers[index], call.rows, call.device)
+        if layer.slots.stored == 0 and layer.slots.index.shape[0] != call.rows:
+            layer.slots = Slots.plain(call.rows, 0, call.device)
+        survivors, shift = call.survivors, call.shift
+        if survivors is None:
+            layer.ticket = lambda old: old.grow(call.length)
+            return
+        last, kept = call.last_visual, survivors
+        layer.ticket = lambda old: call.shared(
+            "slots",
+            (old.index if old.index.numel() else 0, old.start, old.stop, kept),
+            lambda: old.append(kept, last, shift if shift is not None else old.shift),
+        )
+
+    def _slots(self, call: Call, cache: Any, index: int) -> Slots:
+        layer = _cache_layer(cache, index)
+        if layer is None:
+            return call.shared("none", (), lambda: Slots.plain(call.rows, 0, call.device))
+        if is_logical(layer):
+            slots: Slots = layer.visible()
+            return slots if slots.index.shape[0] == call.rows else Slots.plain(call.rows, 0, call.device)
+        length = int(layer.get_seq_length())
+        plain = call.shared("plain", (length,), lambda: Slots.plain(call.rows, length, call.device))
+        return plain.keep_last(layer.sliding_window - 1) if getattr(layer, "is_sliding", False) else plain
+
+    def _layer_after(self, index: int, output: Any) -> Any:
+        call = self._call()
+        if call is None or call.survivors is None or index >= call.restore_until:
+            return None
+        call.full = True
+        return call.survivors.scatter(output)
+
+    # ---------------------------------------------------------------- observing
+
+    def _saw(self, layer: int, query: Tensor, key: Tensor, mask: Any, kwargs: dict[str, Any]) -> None:
+        call = self._call()
+        if call is None or call.spans is None:
+            return
+        rope = call.ropes.get(layer)
+        survivors = call.survivors or TokenMap.identity(call.rows, call.length, call.device)
+        call.tapped[layer] = Tapped(query, key, mask, kwargs.get("scaling"), kwargs.get("softcap"), rope, survivors)
+
+    def _view(self, call: Call, index: int, now: LayerCall, hidden: Tensor) -> View:
+        assert call.spans is not None and call.original is not None
+        spans = call.spans
+        survivors = call.survivors or TokenMap.identity(call.rows, call.length, call.device)
+        return View(
+            layer=index,
+            spans=spans,
+            hidden=hidden,
+            physical=survivors.physical(spans.slot),
+            original=call.original.count,
+            image_original=lambda: call.shared("images", (), lambda: _per_image(call)),
+            prompt_hash=lambda: call.shared("hash", (), call.prompt_hash),
+            observe=lambda wanted: self._observe(call, index, now, hidden, wanted),
+        )
+
+    def _observe(
+        self, call: Call, index: int, now: LayerCall, hidden: Tensor, wanted: Observation
+    ) -> tuple[Tensor, Tensor]:
+        assert call.spans is not None
+        layer = self.adapter.layers[wanted.layer]
+        if wanted.when == "before" and wanted.layer == index:
+            survivors = call.survivors or TokenMap.identity(call.rows, call.length, call.device)
+            query = survivors.physical(call.query_slot()[:, None])[:, 0]
+            side = LayerCall((hidden,), dict(now.kwargs))
+            self._translate(call, index, side, hidden)
+            cached = _cache_layer(now.cache, index)
+            past = cached.keys if cached is not None and self._slots(call, now.cache, index).stored else None
+            logits = projected_logits(layer, hidden, side.rope, side.mask, past, query, rope=wanted.rope)
+        else:
+            seen = call.tapped.get(wanted.layer)
+            if seen is None:
+                raise StateError(
+                    explain(
+                        f"attention of layer {wanted.layer} was not observed before layer {index}",
+                        "observations a plugin names in its needs, of earlier layers",
+                        "Add the observation to the plugin's needs",
+                    )
+                )
+            survivors = seen.survivors
+            query = survivors.physical(call.query_slot()[:, None])[:, 0]
+            logits = tapped_logits(seen, layer.self_attn, query, rope=wanted.rope)
+        past_keys = logits.shape[-1] - survivors.size
+        return logits, survivors.physical(call.spans.slot) + past_keys
+
+    # ---------------------------------------------------------------- leaving
+
+    def _decoder_after(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
+        call = self._call()
+        if call is None:
+            return None
+        _CALL.set(None)
+        cache = kwargs.get("past_key_values")
+        if cache is None and not isinstance(output, tuple):
+            cache = output.get("past_key_values")
+        self.ledger.close(call, cache)
+        if call.survivors is None or call.full:
+            return None
+        if isinstance(output, tuple):
+            return (call.survivors.scatter(output[0]), *output[1:])
+        output.last_hidden_state = call.survivors.scatter(output.last_hidden_state)
+        return output
+
+
+def _keys(call: Call, slots: Slots, survivors: TokenMap | None) -> tuple[Tensor, Tensor | None]:
+    """Logical position of every key the layer will see [B, K], and which are no fillers (None: all)."""
+    grown = slots.grow(call.length) if survivors is None else slots.append(survivors, call.length - 1, None)
+    index, valid = grown.positions()
+    return index, valid if grown.ragged else None
+
+
+def _per_image(call: Call) -> Tensor:
+    assert call.original is not None
+    spans = call.original
+    images = int(spans.image.max()) + 1
+    made = spans.slot.new_zeros(call.rows, images)
+    return made.scatter_add_(1, spans.image, spans.valid.to(made.dtype))
+
+
+def _cache_layer(cache: Any, index: int) -> Any:
+    return cache.layers[index] if cache is not None and index < len(cache.layers) else None
+
+
+def _ensure_layer(cache: Any, index: int) -> None:
+    while len(cache.layers) <= index and cache.layer_class_to_replicate is not None:
+        cache.layers.append(cache.layer_class_to_replicate())

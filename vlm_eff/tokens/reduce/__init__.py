@@ -1,0 +1,1 @@
+"""What becomes of the tokens: dropped, or pooled into those that stay."""

@@ -1,0 +1,24 @@
+"""Leave the other tokens out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from vlm_eff.core.action import Action, Keep
+from vlm_eff.core.config import part
+from vlm_eff.importance import keep as budget
+from vlm_eff.importance.select import from_mask
+from vlm_eff.models.view import View
+
+
+@part
+@dataclass(frozen=True)
+class Drop:
+    """Dropped tokens are gone from this layer on; the kept ones stay as they are."""
+
+    def __call__(self, view: View, keep: budget.Keep, chosen: Tensor | None) -> Action:
+        assert chosen is not None
+        selection = from_mask(chosen)
+        return Keep(selection.index, selection.valid)

@@ -1,0 +1,104 @@
+"""The engine of the room: score x select x reduce x schedule."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from vlm_eff.core.action import Action
+from vlm_eff.core.config import part
+from vlm_eff.core.errors import ConfigError, explain
+from vlm_eff.core.plugin import BindContext, Observation, Plugin, Site
+from vlm_eff.core.resources import Resource
+from vlm_eff.importance.keep import check_choice
+from vlm_eff.models.view import View
+from vlm_eff.tokens.reduce.drop import Drop
+from vlm_eff.tokens.reduce.pool import AveragePool
+from vlm_eff.tokens.schedule import Stage
+
+
+@part
+@dataclass(frozen=True)
+class TokenReducer(Plugin):
+    """Reduces visual tokens at the inputs of decoder layers during prefill.
+
+    stages:         in ascending order of layers
+    reduce:         what becomes of the tokens
+    position_mode:  "kept": survivors keep their rotary positions. "reindexed": they are numbered without gaps, and so
+                    are all later tokens (one-axis rotary families only)
+    """
+
+    method: str
+    stages: tuple[Stage, ...]
+    reduce: Drop | AveragePool = Drop()
+    position_mode: Literal["kept", "reindexed"] = "kept"
+
+    def __post_init__(self) -> None:
+        check_choice("positions", self.position_mode, ("kept", "reindexed"))
+        if not self.stages:
+            raise ConfigError(explain(f"{self.method} without a stage", "one stage or more", "Give a stage"))
+
+    @property
+    def name(self) -> str:
+        return self.method
+
+    @property
+    def positions(self) -> str:
+        return self.position_mode
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        return tuple(Site(_layer(stage)) for stage in self.stages)
+
+    @property
+    def needs(self) -> tuple[Observation, ...]:
+        # a stage that keeps everything observes nothing
+        scored = [stage for stage in self.stages if stage.score is not None and not stage.keep.everything]
+        return tuple(need for stage in scored if stage.score for need in stage.score.needs(_layer(stage)))
+
+    @property
+    def writes(self) -> frozenset[Resource]:
+        return frozenset(Resource.DECODER_TOKENS if site.layer else Resource.ENTRY_TOKENS for site in self.sites)
+
+    def bind(self, context: BindContext) -> TokenReducer:
+        bound = replace(self, stages=tuple(stage.resolved(context.num_layers) for stage in self.stages))
+        layers = [site.layer for site in bound.sites]
+        if layers != sorted(set(layers)):
+            raise ConfigError(
+                explain(
+                    f"{self.name} with stages at layers {layers} of {context.num_layers}",
+                    "ascending layers, one stage each",
+                    "Give the layers yourself; the decoder may be too shallow for the default ones",
+                )
+            )
+        for layer in [*layers, *(need.layer for need in bound.needs)]:
+            context.check_layer(self.name, layer)
+        return bound
+
+    def at(self, site: Site, view: View) -> Action | None:
+        stage = next(stage for stage in self.stages if stage.layer == site.layer)
+        if stage.keep.everything:
+            return None
+        if stage.score is None:
+            return self.reduce(view, stage.keep, None)
+        chosen = stage.select(stage.score(view), view, stage.keep)
+        # every candidate stays: leave the sequence untouched, bit for bit
+        return None if bool((chosen | ~view.spans.valid).all()) else self.reduce(view, stage.keep, chosen)
+
+    def asked(self, visual_tokens: int, num_layers: int) -> list[float]:
+        counts, now = [], float(visual_tokens)
+        at = {_layer(stage.resolved(num_layers)): stage for stage in self.stages}
+        for layer in range(num_layers):
+            if layer in at and visual_tokens:
+                stage = at[layer]
+                now = stage.select.expected(stage.keep.of_count(visual_tokens, now), now)
+            counts.append(now)
+        return counts
+
+
+def _layer(stage: Stage) -> int:
+    if stage.layer is None:
+        raise ConfigError(
+            explain("a stage whose layer is still relative", "a bound plugin", "Use the plugin through attach()")
+        )
+    return stage.layer
