@@ -28,7 +28,6 @@ class Entry:
     ids: Tensor | None = None
     embeds: Tensor | None = None
     mask: Tensor | None = None
-    got_images: bool = False
     labels: Tensor | None = None
     unverified: int = 0
 
@@ -121,9 +120,12 @@ def find_spans(adapter: Adapter, entry: Entry, embeds: Tensor, positions: Tensor
     embeds: [B, S, D] what the decoder receives; positions: position ids as the decoder receives them.
     """
     image, video = _placeholders(adapter, entry, embeds)
-    if image is None or not (image | video).any():
-        return None
     visual = image | video
+    if entry.unverified:
+        # a candidate of assisted decoding may repeat a placeholder of the prompt; there is no image behind it
+        visual[:, -entry.unverified :] = False
+    if not visual.any():
+        return None
     newline = adapter.newline()
     source = SpanSource(
         visual=visual.cpu().numpy(),
@@ -135,22 +137,25 @@ def find_spans(adapter: Adapter, entry: Entry, embeds: Tensor, positions: Tensor
     return make_spans(adapter.layout(source), embeds.device)
 
 
-def _placeholders(adapter: Adapter, entry: Entry, embeds: Tensor) -> tuple[Tensor | None, Tensor]:
-    none = torch.zeros(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
-    if entry.ids is not None:
-        found = [torch.isin(entry.ids, entry.ids.new_tensor(t)) if t else none for t in (adapter.tokens, adapter.video_tokens)]
-        return found[0].to(embeds.device), found[1].to(embeds.device)
-    if entry.embeds is None:
-        return None, none
-    # called with embeddings: placeholders are the rows that equal the placeholder's own embedding
+def has_placeholders(adapter: Adapter, ids: Tensor) -> bool:
+    """True when any of `ids` [B, S] stands for a visual token."""
+    return any(bool((ids == token).any()) for token in (*adapter.tokens, *adapter.video_tokens))
+
+
+def _placeholders(adapter: Adapter, entry: Entry, embeds: Tensor) -> tuple[Tensor, Tensor]:
+    """Where placeholders of images and of videos stand [B, S] each."""
+    image = torch.zeros(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
+    video = image.clone()
     embed = adapter.core.get_input_embeddings()
-    made = []
-    for tokens in (adapter.tokens, adapter.video_tokens):
-        hits = none
+    for found, tokens in ((image, adapter.tokens), (video, adapter.video_tokens)):
         for token in tokens:
-            hits = hits | (entry.embeds == embed(torch.tensor(token, device=entry.embeds.device))).all(-1)
-        made.append(hits)
-    return made[0], made[1]
+            if entry.ids is not None:
+                found |= (entry.ids == token).to(embeds.device)
+            elif entry.embeds is not None:
+                # called with embeddings: placeholders are the rows that equal the placeholder's own embedding
+                own = embed(torch.tensor(token, device=entry.embeds.device))
+                found |= (entry.embeds == own).all(-1).to(embeds.device)
+    return image, video
 
 
 def _is_newline(embeds: Tensor, newline: Tensor, visual: Tensor) -> np.ndarray:

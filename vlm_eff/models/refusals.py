@@ -63,9 +63,9 @@ def refuse_cache(cache: Any) -> None:
         )
 
 
-def refuse_missing_placeholders(got_images: bool, placeholders: int) -> None:
+def refuse_missing_placeholders(got_images: bool, found: bool) -> None:
     """Raise `InputError` when pixels came with a prompt that has no place for them."""
-    if got_images and placeholders == 0:
+    if got_images and not found:
         raise InputError(
             explain(
                 "images or video with a prompt that holds no visual placeholder",
@@ -75,13 +75,17 @@ def refuse_missing_placeholders(got_images: bool, placeholders: int) -> None:
         )
 
 
-def refuse_split_prompt(features: int | None, placeholders: int) -> None:
-    """Raise `CapabilityError` when the images of a prompt come in several forward calls (chunked prefill)."""
-    if features is not None and placeholders and features != placeholders:
-        raise CapabilityError(
-            explain(
-                f"a prefill with {placeholders} of {features} visual tokens",
-                "prompts that are prefilled in one call",
-                "Leave prefill_chunk_size unset: a chunk cannot be scored before the question is seen",
+def refuse_split_prompt(encoded: dict[str, Any]) -> None:
+    """Raise `CapabilityError` when a prompt is prefilled in chunks: its last token is not there to be asked.
+
+    transformers hands each chunk its own rows of the encoded images and leaves the tower's own output out of them.
+    """
+    for output in encoded.values():
+        if getattr(output, "pooler_output", None) is not None and getattr(output, "last_hidden_state", None) is None:
+            raise CapabilityError(
+                explain(
+                    "a prompt whose images are prefilled in chunks",
+                    "prompts prefilled in one call",
+                    "Leave prefill_chunk_size unset: a chunk cannot be scored before the question is seen",
+                )
             )
-        )

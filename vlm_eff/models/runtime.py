@@ -25,7 +25,7 @@ from vlm_eff.models import refusals, seams
 from vlm_eff.models.adapter import Adapter
 from vlm_eff.models.apply import apply_action, check_labels, renumber
 from vlm_eff.models.cache_layer import is_logical, make_logical
-from vlm_eff.models.call import Call, Entry, find_spans
+from vlm_eff.models.call import Call, Entry, find_spans, has_placeholders
 from vlm_eff.models.layer_call import LayerCall
 from vlm_eff.models.ledger import Ledger
 from vlm_eff.models.masks import map_mask
@@ -121,10 +121,11 @@ class Runtime:
             kwargs = {**inspect.signature(module.forward).bind_partial(*args).arguments, **kwargs}
         entry.ids, entry.embeds = kwargs.get("input_ids"), kwargs.get("inputs_embeds")
         entry.mask = kwargs.get("attention_mask")
-        outputs = kwargs.get("mm_encoder_outputs") or {}
-        entry.got_images = bool(outputs) or any(
-            kwargs.get(name) is not None for name in ("pixel_values", "pixel_values_videos")
-        )
+        encoded = {name: value for name, value in (kwargs.get("mm_encoder_outputs") or {}).items() if value is not None}
+        refusals.refuse_split_prompt(encoded)
+        pixels = any(kwargs.get(name) is not None for name in ("pixel_values", "pixel_values_videos"))
+        if entry.ids is not None and entry.ids.shape[1] > 1:
+            refusals.refuse_missing_placeholders(pixels or bool(encoded), has_placeholders(self.adapter, entry.ids))
         _ENTRY.set(entry)
 
     def _decoder_before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -142,7 +143,6 @@ class Runtime:
         call.restore_until = len(deepstack) if deepstack is not None else 0
         if entry is not None and length > 1:
             call.spans = find_spans(self.adapter, entry, embeds, kwargs.get("position_ids"))
-            refusals.refuse_missing_placeholders(entry.got_images and past == 0, 0 if call.spans is None else 1)
         if call.spans is not None:
             call.original = call.spans
             call.last_visual = int(call.spans.slot.max())
