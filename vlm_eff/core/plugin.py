@@ -22,7 +22,7 @@ class Site:
 
 
 @dataclass(frozen=True)
-class Observation:
+class QueryRow:
     """A request for the attention logits of the last prompt token.
 
     layer:  decoder layer whose projections are used (0-based)
@@ -36,11 +36,58 @@ class Observation:
 
 
 @dataclass(frozen=True)
+class LayerKeys:
+    """A request for the keys a decoder layer attends with; `rope` False takes the rotary rotation out."""
+
+    layer: int
+    rope: bool = True
+
+
+@dataclass(frozen=True)
+class TowerAttention:
+    """A request for attention inside a block of the vision tower.
+
+    block: 0-based; -1 is the last one
+    row:   "cls" is what the class token pays to each patch, "received" the mean over all queries; mean over heads
+    """
+
+    block: int
+    row: str = "received"
+
+
+Observation = QueryRow | LayerKeys | TowerAttention
+
+
+@dataclass(frozen=True)
 class BindContext:
     """What a plugin may know of the model when it is attached."""
 
     family: str
     num_layers: int
+    num_blocks: int = 0
+    class_token: bool = False
+
+    def check_needs(self, plugin: str, needs: tuple[Observation, ...]) -> None:
+        """Raise `CapabilityError` when the model cannot be observed as asked."""
+        for need in needs:
+            if not isinstance(need, TowerAttention):
+                self.check_layer(plugin, need.layer)
+            elif not -self.num_blocks <= need.block < self.num_blocks:
+                raise CapabilityError(
+                    explain(
+                        f"{plugin} wants tower block {need.block}, this {self.family} tower has {self.num_blocks}",
+                        f"blocks {-self.num_blocks} to {self.num_blocks - 1}",
+                        "Choose a block that exists",
+                    )
+                )
+            elif need.row == "cls" and not self.class_token:
+                raise CapabilityError(
+                    explain(
+                        f"{plugin} wants the class token of a {self.family} tower, which has none",
+                        'row="received" on towers without a class token',
+                        'Use row="received"',
+                    )
+                )
 
     def check_layer(self, plugin: str, layer: int) -> None:
         """Raise `CapabilityError` when the decoder has no such layer."""

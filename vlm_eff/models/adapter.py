@@ -20,6 +20,7 @@ class Adapter:
 
     top:       what the user calls; core: the module that receives input ids; decoder: the module that has `layers`
     tokens:    placeholder ids of images; video_tokens: of videos
+    tower:     the vision tower; blocks: its transformer blocks
     """
 
     family: Family
@@ -30,6 +31,8 @@ class Adapter:
     tokens: tuple[int, ...]
     video_tokens: tuple[int, ...]
     layout: Layout
+    tower: nn.Module
+    blocks: nn.ModuleList
 
     @property
     def name(self) -> str:
@@ -64,6 +67,8 @@ class Adapter:
                 f"decoder     {type(self.decoder).__name__}, {self.num_layers} layers"
                 + (f" ({', '.join(f'{kinds.count(k)} {k}' for k in sorted(set(kinds)))})" if kinds else ""),
                 f"attention   {self.decoder.config._attn_implementation}",
+                f"tower       {type(self.tower).__name__}, {len(self.blocks)} blocks"
+                + (", class token" if self.family.class_token else ""),
                 f"image ids   {self.tokens or 'none'}, video ids {self.video_tokens or 'none'}",
                 f"positions   {'time, height, width' if self.family.multi_axis_rope else 'one axis'}",
             ]
@@ -97,11 +102,23 @@ def adapter_for(model: Any) -> Adapter:
         if inner is None:
             raise _without(family, "a decoder with layers")
         decoder = inner
+    tower = core.get_encoder(modality="image")
+    if tower is core:
+        raise _without(family, "a vision tower")
     tokens = _ids(config, "image_token_id")
     if not tokens:
         raise _without(family, "an image token id in its config")
     return Adapter(
-        family, top, core, decoder, decoder.layers, tokens, _ids(config, "video_token_id"), family.make_layout(config)
+        family=family,
+        top=top,
+        core=core,
+        decoder=decoder,
+        layers=decoder.layers,
+        tokens=tokens,
+        video_tokens=_ids(config, "video_token_id"),
+        layout=family.make_layout(config),
+        tower=tower,
+        blocks=_blocks(family, tower),
     )
 
 
@@ -129,6 +146,16 @@ def unwrap(model: Any) -> Any:
 def _ids(config: Any, name: str) -> tuple[int, ...]:
     value = getattr(config, name, None)
     return () if value is None else (int(value),)
+
+
+def _blocks(family: Family, tower: nn.Module) -> nn.ModuleList:
+    for path in ("encoder.layers", "encoder.layer", "blocks", "transformer.layers", "layers"):
+        found: Any = tower
+        for name in path.split("."):
+            found = getattr(found, name, None)
+        if isinstance(found, nn.ModuleList):
+            return found
+    raise _without(family, "blocks in its vision tower")
 
 
 def _without(family: Family, what: str) -> UnsupportedModelError:

@@ -81,6 +81,12 @@ class Call:
         made: T = self._memo[name][1]
         return made
 
+    def present(self) -> TokenMap:
+        """The survivors; the identity while nothing was dropped."""
+        if self.survivors is not None:
+            return self.survivors
+        return self.shared("identity", (), lambda: TokenMap.identity(self.rows, self.length, self.device))
+
     def forget_shared(self) -> None:
         """Let go of everything `shared` holds."""
         self._memo.clear()

@@ -6,8 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor, nn
+
 from vlm_eff.core.registry import Registry
 from vlm_eff.models.visual import Layout
+
+
+# (tower, config, one number a patch in the tower's order [P], the tower's grids or sizes) -> one number a token [T]
+TowerMap = Callable[[nn.Module, Any, Tensor, dict[str, Any]], Tensor]
 
 
 @dataclass(frozen=True)
@@ -19,6 +25,8 @@ class Family:
     multi_axis_rope: positions have time, height and width; re-indexing them would lose the grid
     newline:         attribute of the core model that holds the image-newline vector, or None
     restores:        the decoder adds features at original places after early layers (DeepStack)
+    class_token:     the tower's first token is no patch
+    tower_map:       brings one number a patch to the visual tokens, or None where that is not worked out
     transformers:    releases the contract tests ran with
     """
 
@@ -27,6 +35,8 @@ class Family:
     multi_axis_rope: bool = False
     newline: str | None = None
     restores: bool = False
+    class_token: bool = False
+    tower_map: TowerMap | None = None
     transformers: str = "5.23"
 
 

@@ -34,16 +34,23 @@ def tapped_logits(seen: Tapped, attention: nn.Module, query_slot: Tensor, *, rop
 
     query_slot: [B] physical slot of the query. `rope=False` takes the rotation of this call's tokens out again.
     """
-    query, key = seen.query, seen.key
+    query, key = seen.query, tapped_keys(seen, attention, rope=rope)
     new = query.shape[2]
     row = query.gather(2, query_slot[:, None, None, None].expand(-1, query.shape[1], 1, query.shape[3]))
     if not rope:
-        cos, sin = _require_rope(seen.rope)
-        key = torch.cat([key[:, :, : key.shape[2] - new], _unrotate(attention, key[:, :, -new:], cos, sin)], 2)
-        row = _unrotate(attention, row, *_rows(cos, sin, query_slot))
+        row = _unrotate(attention, row, *_rows(*_require_rope(seen.rope), query_slot))
     scaling = seen.scaling if seen.scaling is not None else query.shape[-1] ** -0.5
     logits = _dot(row, key, scaling, seen.softcap)
     return _hide(logits, seen.mask, query_slot, key.shape[2] - new)
+
+
+def tapped_keys(seen: Tapped, attention: nn.Module, *, rope: bool) -> Tensor:
+    """The keys a layer attended with [B, Hkv, S, Dh]; `rope=False` takes the rotation of this call's keys out again."""
+    if rope:
+        return seen.key
+    new = seen.query.shape[2]
+    back = _unrotate(attention, seen.key[:, :, -new:], *_require_rope(seen.rope))
+    return torch.cat([seen.key[:, :, :-new], back], 2)
 
 
 def projected_logits(

@@ -17,9 +17,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vlm_eff.core.errors import StateError, explain
 from vlm_eff.core.handle import Undo
-from vlm_eff.core.plugin import Observation, Plugin, Site
+from vlm_eff.core.plugin import Plugin, Site
 from vlm_eff.core.report import Stats
 from vlm_eff.models import refusals, seams
 from vlm_eff.models.adapter import Adapter
@@ -29,9 +28,8 @@ from vlm_eff.models.call import Call, Entry, find_spans, has_placeholders
 from vlm_eff.models.layer_call import LayerCall
 from vlm_eff.models.ledger import Ledger
 from vlm_eff.models.masks import map_mask
-from vlm_eff.models.observe import Tapped, projected_logits, tapped_logits
+from vlm_eff.models.observer import Input, Observer
 from vlm_eff.models.slots import Slots
-from vlm_eff.models.tap import install_tap
 from vlm_eff.models.token_map import TokenMap
 from vlm_eff.models.view import View
 
@@ -53,7 +51,7 @@ class Runtime:
         for plugin in plugins:
             for site in plugin.sites:
                 self._at[site.layer].append(plugin)
-        self._tapped = {need.layer for p in plugins for need in p.needs if need.when == "inside"}
+        self.observer = Observer(adapter, plugins)
 
     # ---------------------------------------------------------------- installation
 
@@ -65,13 +63,12 @@ class Runtime:
         seams.before(adapter.core, self._core_before, undo)
         seams.before(adapter.decoder, self._decoder_before, undo)
         seams.after(adapter.decoder, self._decoder_after, undo)
-        for index in range(min([*self._at, *self._tapped]), adapter.num_layers):
+        for index in range(min([*self._at, *self.observer.layers]), adapter.num_layers):
             layer = adapter.layers[index]
             seams.before(layer, self._layer_hook(index), undo)
             if adapter.family.restores:
                 seams.after(layer, self._restore_hook(index), undo)
-        if self._tapped:
-            install_tap({i: adapter.layers[i].self_attn for i in sorted(self._tapped)}, self._saw, undo)
+        self.observer.install(self._call, undo)
 
     def _layer_hook(self, index: int) -> Any:
         return lambda module, args, kwargs: self._layer_before(index, args, kwargs)
@@ -182,7 +179,7 @@ class Runtime:
 
     def _act(self, call: Call, index: int, plugin: Plugin, action: Any, now: LayerCall, hidden: Tensor) -> Tensor:
         assert call.spans is not None and call.original is not None
-        before = call.survivors or TokenMap.identity(call.rows, call.length, call.device)
+        before = call.present()
         counted = call.spans.count
         hidden, call.survivors, call.spans = apply_action(action, hidden, before, call.spans)
         check_labels(call.entry.labels, call.original.mask(call.length), call.survivors)
@@ -262,59 +259,26 @@ class Runtime:
         call.full = True
         return call.survivors.scatter(output)
 
-    # ---------------------------------------------------------------- observing
-
-    def _saw(self, layer: int, query: Tensor, key: Tensor, mask: Any, kwargs: dict[str, Any]) -> None:
-        call = self._call()
-        if call is None or call.spans is None:
-            return
-        rope = call.ropes.get(layer)
-        survivors = call.survivors or TokenMap.identity(call.rows, call.length, call.device)
-        call.tapped[layer] = Tapped(query, key, mask, kwargs.get("scaling"), kwargs.get("softcap"), rope, survivors)
-
     def _view(self, call: Call, index: int, now: LayerCall, hidden: Tensor) -> View:
         assert call.spans is not None and call.original is not None
-        spans = call.spans
-        survivors = call.survivors or TokenMap.identity(call.rows, call.length, call.device)
         return View(
             layer=index,
-            spans=spans,
+            spans=call.spans,
             hidden=hidden,
-            physical=survivors.physical(spans.slot),
+            physical=call.present().physical(call.spans.slot),
             original=call.original.count,
             image_original=lambda: call.shared("images", (), lambda: _per_image(call)),
             prompt_hash=lambda: call.shared("hash", (), call.prompt_hash),
-            observe=lambda wanted: self._observe(call, index, now, hidden, wanted),
+            observed=self.observer.at(call, index, lambda: self._input(call, index, now, hidden)),
         )
 
-    def _observe(
-        self, call: Call, index: int, now: LayerCall, hidden: Tensor, wanted: Observation
-    ) -> tuple[Tensor, Tensor]:
-        assert call.spans is not None
-        layer = self.adapter.layers[wanted.layer]
-        if wanted.when == "before" and wanted.layer == index:
-            survivors = call.survivors or TokenMap.identity(call.rows, call.length, call.device)
-            query = survivors.physical(call.query_slot()[:, None])[:, 0]
-            side = LayerCall((hidden,), dict(now.kwargs))
+    def _input(self, call: Call, index: int, now: LayerCall, hidden: Tensor) -> Input:
+        side = LayerCall((hidden,), dict(now.kwargs))
+        if call.survivors is not None or is_logical(_cache_layer(now.cache, index)):
             self._translate(call, index, side, hidden)
-            cached = _cache_layer(now.cache, index)
-            past = cached.keys if cached is not None and self._slots(call, now.cache, index).stored else None
-            logits = projected_logits(layer, hidden, side.rope, side.mask, past, query, rope=wanted.rope)
-        else:
-            seen = call.tapped.get(wanted.layer)
-            if seen is None:
-                raise StateError(
-                    explain(
-                        f"attention of layer {wanted.layer} was not observed before layer {index}",
-                        "observations a plugin names in its needs, of earlier layers",
-                        "Add the observation to the plugin's needs",
-                    )
-                )
-            survivors = seen.survivors
-            query = survivors.physical(call.query_slot()[:, None])[:, 0]
-            logits = tapped_logits(seen, layer.self_attn, query, rope=wanted.rope)
-        past_keys = logits.shape[-1] - survivors.size
-        return logits, survivors.physical(call.spans.slot) + past_keys
+        cached, slots = _cache_layer(now.cache, index), self._slots(call, now.cache, index)
+        past = cached.keys[:, :, -slots.stored :] if cached is not None and slots.stored else None
+        return Input(hidden, side.rope, side.mask, past)
 
     # ---------------------------------------------------------------- leaving
 

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from torch import Tensor
 
-from vlm_eff.core.plugin import Observation
+from vlm_eff.core.plugin import LayerKeys, QueryRow, TowerAttention
 from vlm_eff.models.visual import VisualSpans
+
+
+class Observed(Protocol):
+    """Answers the observations of one view; `Observer.at` makes it."""
+
+    def query_logits(self, wanted: QueryRow) -> tuple[Tensor, Tensor]: ...
+    def layer_keys(self, wanted: LayerKeys) -> Tensor: ...
+    def tower(self, wanted: TowerAttention) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -30,15 +39,23 @@ class View:
     original: Tensor
     image_original: Callable[[], Tensor]
     prompt_hash: Callable[[], tuple[int, ...]]
-    observe: Callable[[Observation], tuple[Tensor, Tensor]]
+    observed: Observed
 
     def visual_hidden(self) -> Tensor:
-        """Hidden states of the candidates [B, V, D]; rows beyond a row's own count hold other tokens."""
+        """Hidden states of the candidates [B, V, D]; columns beyond a row's own count hold other tokens."""
         return self.hidden.gather(1, self.physical[:, :, None].expand(-1, -1, self.hidden.shape[-1]))
 
-    def query_logits(self, observation: Observation) -> tuple[Tensor, Tensor]:
+    def query_logits(self, wanted: QueryRow) -> tuple[Tensor, Tensor]:
         """Attention logits of the last prompt token [B, H, S] over all keys, and each candidate's key column [B, V].
 
         Float32, with -inf where the query may not look. The observation must be among the plugin's `needs`.
         """
-        return self.observe(observation)
+        return self.observed.query_logits(wanted)
+
+    def layer_keys(self, wanted: LayerKeys) -> Tensor:
+        """Keys of the candidates [B, V, Hkv, Dh]; columns beyond a row's own count hold other tokens."""
+        return self.observed.layer_keys(wanted)
+
+    def tower(self, wanted: TowerAttention) -> Tensor:
+        """Tower attention of each candidate [B, V] float32, mean over the patches it was made from; 0 beyond a row's count."""
+        return self.observed.tower(wanted)

@@ -71,8 +71,9 @@ class TokenReducer(Plugin):
                     "Give the layers yourself; the decoder may be too shallow for the default ones",
                 )
             )
-        for layer in [*layers, *(need.layer for need in bound.needs)]:
+        for layer in layers:
             context.check_layer(self.name, layer)
+        context.check_needs(self.name, bound.needs)
         return bound
 
     def at(self, site: Site, view: View) -> Action | None:

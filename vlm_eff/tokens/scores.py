@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vlm_eff.core.config import part
-from vlm_eff.core.plugin import Observation
+from vlm_eff.core.plugin import Observation, QueryRow
 from vlm_eff.importance.attention import row_scores
 from vlm_eff.importance.spatial import spread_order
 from vlm_eff.models.view import View
@@ -44,10 +44,13 @@ class QueryAttention:
     over: Literal["all", "visual"] = "all"
 
     def needs(self, layer: int) -> tuple[Observation, ...]:
-        return (Observation(layer - 1 if self.when == "inside" else layer, self.when, self.rope),)
+        return (self._row(layer),)
+
+    def _row(self, layer: int) -> QueryRow:
+        return QueryRow(layer - 1 if self.when == "inside" else layer, self.when, self.rope)
 
     def __call__(self, view: View) -> Tensor:
-        logits, columns = view.query_logits(*self.needs(view.layer))
+        logits, columns = view.query_logits(self._row(view.layer))
         return row_scores(logits, columns, view.spans.valid, over=self.over)
 
 

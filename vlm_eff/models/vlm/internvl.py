@@ -4,17 +4,27 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor, nn
+
 from vlm_eff.models.family import Family, add_family
 from vlm_eff.models.visual import Layout
-from vlm_eff.models.vlm.square import squares
+from vlm_eff.models.vlm.square import squares, windows
 
 
-def _layout(config: Any) -> Layout:
+def _grid(config: Any) -> tuple[int, int]:
     size, patch = config.vision_config.image_size, config.vision_config.patch_size
     height, width = (size, size) if isinstance(size, int) else size
     tall, wide = (patch, patch) if isinstance(patch, int) else patch
-    tile = (height // tall) * (width // wide) * config.downsample_ratio**2
-    return squares(int(tile), an_image_is="run")
+    return height // tall, width // wide
 
 
-add_family(Family("internvl", _layout))
+def _layout(config: Any) -> Layout:
+    height, width = _grid(config)
+    return squares(int(height * width * config.downsample_ratio**2), an_image_is="run")
+
+
+def _shuffled(tower: nn.Module, config: Any, values: Tensor, inputs: dict[str, Any]) -> Tensor:
+    return windows(values, *_grid(config), round(1 / config.downsample_ratio))
+
+
+add_family(Family("internvl", _layout, class_token=True, tower_map=_shuffled))

@@ -5,8 +5,17 @@ PaliGemma attends both ways inside its prefix; that is in the mask, which the ru
 
 from __future__ import annotations
 
-from vlm_eff.models.family import Family, add_family
-from vlm_eff.models.vlm.square import patches, squares
+from typing import Any
 
-for _model_type in ("llava", "paligemma"):
-    add_family(Family(_model_type, lambda config: squares(patches(config), an_image_is="tile")))
+from vlm_eff.models.family import Family, add_family
+from vlm_eff.models.visual import Layout
+from vlm_eff.models.vlm.square import one_to_one, patches, squares
+
+
+
+def _layout(config: Any) -> Layout:
+    return squares(patches(config), an_image_is="tile")
+
+
+add_family(Family("llava", _layout, class_token=True, tower_map=one_to_one))
+add_family(Family("paligemma", _layout, tower_map=one_to_one))

@@ -70,4 +70,4 @@ def _video(writer: CellWriter, slots: np.ndarray, frame: int) -> None:
 
 
 for _model_type in ("llava_next", "llava_onevision"):
-    add_family(Family(_model_type, _make_layout, newline="image_newline"))
+    add_family(Family(_model_type, _make_layout, newline="image_newline", class_token=_model_type == "llava_next"))

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import torch
+from torch import Tensor, nn
 
 from vlm_eff.models.family import Family, add_family
 from vlm_eff.models.visual import CellWriter, RowCells, SpanSource, runs
+from vlm_eff.models.vlm.square import windows
 
 
 def _layout(source: SpanSource) -> list[RowCells]:
@@ -39,4 +44,15 @@ def _images(lines: list[np.ndarray], ids: np.ndarray | None) -> list[list[np.nda
     return images
 
 
-add_family(Family("mistral3", lambda config: _layout))
+def _merged(tower: nn.Module, config: Any, values: Tensor, inputs: dict[str, Any]) -> Tensor:
+    """All images are one sequence of patches in the tower; each is merged in windows of its own grid."""
+    patch, start, parts = config.vision_config.patch_size, 0, []
+    for height, width in torch.as_tensor(inputs["image_sizes"]).tolist():
+        rows, columns = height // patch, width // patch
+        image = values[start : start + rows * columns]
+        parts.append(windows(image, rows, columns, config.spatial_merge_size))
+        start += rows * columns
+    return torch.cat(parts)
+
+
+add_family(Family("mistral3", lambda config: _layout, tower_map=_merged))

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers.vision_utils import get_vision_window_index
 
 from vlm_eff.models.family import Family, add_family
 from vlm_eff.models.visual import CellWriter, RowCells, SpanSource, runs
@@ -29,6 +34,20 @@ def _layout(source: SpanSource) -> list[RowCells]:
     return rows
 
 
-add_family(Family("qwen2_vl", lambda config: _layout, multi_axis_rope=True))
-add_family(Family("qwen2_5_vl", lambda config: _layout, multi_axis_rope=True))
-add_family(Family("qwen3_vl", lambda config: _layout, multi_axis_rope=True, restores=True))
+def _merged(tower: nn.Module, config: Any, values: Tensor, inputs: dict[str, Any]) -> Tensor:
+    """The patches of a merged token follow each other."""
+    return values.view(-1, config.vision_config.spatial_merge_size**2).mean(1)
+
+
+def _windowed(tower: nn.Module, config: Any, values: Tensor, inputs: dict[str, Any]) -> Tensor:
+    """Qwen2.5-VL orders merged tokens by window inside the tower and puts them back afterwards."""
+    vision = config.vision_config
+    order, _ = get_vision_window_index(
+        inputs["grid_thw"], vision.spatial_merge_size, vision.window_size, vision.patch_size
+    )
+    return _merged(tower, config, values, inputs)[torch.argsort(torch.as_tensor(order, device=values.device))]
+
+
+add_family(Family("qwen2_vl", lambda config: _layout, multi_axis_rope=True, tower_map=_merged))
+add_family(Family("qwen2_5_vl", lambda config: _layout, multi_axis_rope=True, tower_map=_windowed))
+add_family(Family("qwen3_vl", lambda config: _layout, multi_axis_rope=True, restores=True, tower_map=_merged))

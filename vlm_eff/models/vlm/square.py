@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from torch import Tensor, nn
+
 from vlm_eff.models.visual import CellWriter, Layout, RowCells, SpanSource, runs, square_side
 
 
@@ -34,3 +36,14 @@ def patches(config: Any) -> int | None:
     """Patches of one image of a tower with a fixed input size, or None."""
     size, patch = getattr(config.vision_config, "image_size", None), getattr(config.vision_config, "patch_size", None)
     return (size // patch) ** 2 if isinstance(size, int) and isinstance(patch, int) else None
+
+
+def one_to_one(tower: nn.Module, config: Any, values: Tensor, inputs: dict[str, Any]) -> Tensor:
+    """Every patch is a token."""
+    return values
+
+
+def windows(values: Tensor, height: int, width: int, side: int) -> Tensor:
+    """Mean over `side` x `side` windows of images with `height` x `width` patches [n * height * width] -> [n * tokens]."""
+    grid = values.view(-1, height // side, side, width // side, side)
+    return grid.mean((2, 4)).reshape(-1)

@@ -1,0 +1,131 @@
+"""Answers what plugins want to see: taps on attention, one row of logits, keys, and attention in the vision tower."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlm_eff.core.errors import StateError, explain
+from vlm_eff.core.handle import Undo
+from vlm_eff.core.plugin import LayerKeys, Plugin, QueryRow, TowerAttention
+from vlm_eff.models.adapter import Adapter
+from vlm_eff.models.call import Call
+from vlm_eff.models.observe import Tapped, projected_logits, tapped_keys, tapped_logits
+from vlm_eff.models.tap import install_tap
+from vlm_eff.models.token_map import TokenMap
+from vlm_eff.models.tower import TowerObserver
+
+
+@dataclass(frozen=True)
+class Input:
+    """A decoder layer's input at the survivors: what `QueryRow(when="before")` is computed from."""
+
+    hidden: Tensor
+    rope: Any
+    mask: Any
+    past_key: Tensor | None
+
+
+class Observer:
+    """Installs the taps that the plugins need and keeps what they see, by call."""
+
+    def __init__(self, adapter: Adapter, plugins: tuple[Plugin, ...]) -> None:
+        self._adapter = adapter
+        needs = [need for plugin in plugins for need in plugin.needs]
+        self.layers = {
+            need.layer
+            for need in needs
+            if isinstance(need, LayerKeys) or (isinstance(need, QueryRow) and need.when == "inside")
+        }
+        wanted = {need for need in needs if isinstance(need, TowerAttention)}
+        self._tower = TowerObserver(adapter, wanted) if wanted else None
+
+    def install(self, current: Any, undo: Undo) -> None:
+        """Put the taps on; `current()` returns the running call, or None."""
+        if self.layers:
+            attention = {index: self._adapter.layers[index].self_attn for index in sorted(self.layers)}
+
+            def saw(layer: int, query: Tensor, key: Tensor, mask: Any, kwargs: dict[str, Any]) -> None:
+                call: Call | None = current()
+                if call is not None and call.spans is not None:
+                    scale, softcap = kwargs.get("scaling"), kwargs.get("softcap")
+                    call.tapped[layer] = Tapped(query, key, mask, scale, softcap, call.ropes.get(layer), call.present())
+
+            install_tap(attention, saw, undo)
+        if self._tower is not None:
+            self._tower.install(undo)
+
+    def at(self, call: Call, layer: int, now: Callable[[], Input]) -> ObservedCall:
+        """What can be seen at the input of `layer`; `now()` brings that input to the survivors."""
+        return ObservedCall(self._adapter, call, layer, now, self._tower)
+
+
+@dataclass(frozen=True)
+class ObservedCall:
+    """The observations of one call at one site."""
+
+    adapter: Adapter
+    call: Call
+    layer: int
+    now: Callable[[], Input]
+    towers: TowerObserver | None
+
+    def query_logits(self, wanted: QueryRow) -> tuple[Tensor, Tensor]:
+        """See `View.query_logits`."""
+        layer = self.adapter.layers[wanted.layer]
+        if wanted.when == "before" and wanted.layer == self.layer:
+            survivors, now = self.call.present(), self.now()
+            query = self._query(survivors)
+            logits = projected_logits(layer, now.hidden, now.rope, now.mask, now.past_key, query, rope=wanted.rope)
+        else:
+            seen = self._tapped(wanted.layer)
+            survivors = seen.survivors
+            logits = tapped_logits(seen, layer.self_attn, self._query(survivors), rope=wanted.rope)
+        return logits, self._columns(survivors, logits.shape[-1])
+
+    def layer_keys(self, wanted: LayerKeys) -> Tensor:
+        """See `View.layer_keys`."""
+        seen = self._tapped(wanted.layer)
+        keys = tapped_keys(seen, self.adapter.layers[wanted.layer].self_attn, rope=wanted.rope)
+        columns = self._columns(seen.survivors, keys.shape[2])[:, None, :, None]
+        return keys.gather(2, columns.expand(-1, keys.shape[1], -1, keys.shape[3])).transpose(1, 2)
+
+    def tower(self, wanted: TowerAttention) -> Tensor:
+        """See `View.tower`."""
+        if self.towers is None:
+            raise _not_seen(f"block {wanted.block} of the tower")
+        assert self.call.original is not None and self.call.spans is not None
+        full = self.towers.candidates(wanted, self.call.original)
+        if self.call.spans is self.call.original:
+            return full
+        # candidates that are left, found by their slot
+        by_slot = full.new_zeros(full.shape[0], self.call.length)
+        by_slot.scatter_add_(1, self.call.original.slot, torch.where(self.call.original.valid, full, 0.0))
+        return torch.where(self.call.spans.valid, by_slot.gather(1, self.call.spans.slot), 0.0)
+
+    def _query(self, survivors: TokenMap) -> Tensor:
+        return survivors.physical(self.call.query_slot()[:, None])[:, 0]
+
+    def _columns(self, survivors: TokenMap, keys: int) -> Tensor:
+        assert self.call.spans is not None
+        return survivors.physical(self.call.spans.slot) + keys - survivors.size
+
+    def _tapped(self, layer: int) -> Tapped:
+        seen = self.call.tapped.get(layer)
+        if seen is None:
+            raise _not_seen(f"attention of layer {layer}")
+        return seen
+
+
+def _not_seen(what: str) -> StateError:
+    return StateError(
+        explain(
+            f"{what} was not observed before it was asked for",
+            "observations a plugin names in its needs, of earlier layers",
+            "Add the observation to the plugin's needs",
+        )
+    )
