@@ -48,7 +48,11 @@ def test_row_without_rotation_does_not_depend_on_positions(family: str) -> None:
     """Rotated and plain rows differ; the plain one equals the projections before rotation."""
     inputs, model = tiny_inputs(family, (1,)), tiny_vlm(family)
     inside, before, rotated = [], [], []
-    for seen, when, layer, rope in ((inside, "inside", 3, False), (before, "before", 2, False), (rotated, "before", 2, True)):
+    for seen, when, layer, rope in (
+        (inside, "inside", 3, False),
+        (before, "before", 2, False),
+        (rotated, "before", 2, True),
+    ):
         with torch.no_grad(), attach(model, look_at_row(QueryRow(2, when, rope), layer, seen)):
             model(**inputs)
     torch.testing.assert_close(inside[0][0], before[0][0], atol=2e-4, rtol=1e-4)

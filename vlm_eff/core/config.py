@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -64,9 +65,7 @@ def from_dict(value: Any) -> Any:
 
 
 def build(make: Callable[..., Any], arguments: dict[str, Any], *, what: str) -> Any:
-    """Call `make(**arguments)` and turn an unknown or missing argument into a `ConfigError` that lists the known ones."""
-    import inspect
-
+    """Call `make(**arguments)`; an unknown or missing argument is a `ConfigError` that lists the known ones."""
     parameters = inspect.signature(make).parameters
     unknown = sorted(set(arguments) - set(parameters))
     missing = sorted(

@@ -109,7 +109,7 @@ class Handle:
         return self._runtime.survivors(layer)
 
     def kv_positions(self, layer: int) -> Tensor:
-        """Logical positions stored in the cache of `layer` after the last call [B, Hkv, S]; -1 where nothing is stored."""
+        """Logical positions that the cache of `layer` stores after the last call [B, Hkv, S]; -1 for none."""
         return self._runtime.kv_positions(layer)
 
     def _require_attached(self, what: str) -> None:

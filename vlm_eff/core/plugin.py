@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Site:
-    """A place where plugins are asked: the input of a decoder layer (0-based; layer 0 is "before the language model")."""
+    """Where plugins are asked: the input of a decoder layer (0-based; layer 0 is "before the language model")."""
 
     layer: int
 
@@ -127,7 +127,7 @@ class Plugin(ABC):
 
     @property
     def positions(self) -> str:
-        """"kept": survivors keep their rotary positions; "reindexed": they are numbered anew, without gaps."""
+        """ "kept": survivors keep their rotary positions; "reindexed": they are numbered anew, without gaps."""
         return "kept"
 
     @abstractmethod

@@ -84,7 +84,7 @@ def method(
 
 
 def load_entry_points() -> None:
-    """Import the methods of third parties (group `vlm_eff.plugins`); a broken one is remembered by name, never fatal."""
+    """Import what third parties register (group `vlm_eff.plugins`); a broken one is remembered, never fatal."""
     for point in metadata.entry_points(group="vlm_eff.plugins"):
         if point.name in METHODS or point.name in BROKEN_ENTRY_POINTS:
             continue

@@ -30,7 +30,7 @@ class PrefillReport:
     visual_per_layer:   visual tokens present at each decoder layer, mean over the rows
     sequence_per_layer: sequence length computed at each decoder layer, fillers included
     asked_per_layer:    visual tokens the plugins asked for at each layer, mean over the rows
-    kv_tokens:          cache entries stored at each layer after the call (a row); kv_logical is what a bare model stores
+    kv_tokens:          cache entries a row at each layer after the call; kv_logical is what a bare model stores
     kv_bytes:           bytes of keys and values after the call; kv_bytes_bare is what a bare model stores
     flops:              decoder FLOPs of this call (2 a multiply-add, causal attention not halved), fillers included
     flops_bare:         the same for the bare model
@@ -102,7 +102,9 @@ class Stats:
             return f"{head}: the model was not called while attached"
         if self.last is None:
             return f"{head}: no visual tokens seen in {len(self.prefills)} prefills"
-        return "\n".join([f"{head}, {len(self.prefills)} prefills, {self.decode_steps} decode steps", *_lines(self.last)])
+        return "\n".join(
+            [f"{head}, {len(self.prefills)} prefills, {self.decode_steps} decode steps", *_lines(self.last)]
+        )
 
 
 def _lines(report: PrefillReport) -> list[str]:

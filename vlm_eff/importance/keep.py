@@ -46,7 +46,9 @@ class Keep:
         check_ratio("keep_ratio", self.ratio)
         if self.count is not None and (isinstance(self.count, bool) or int(self.count) != self.count or self.count < 1):
             raise ConfigError(
-                explain(f"keep_count={self.count!r}", "a whole number of at least 1", "Give the number of tokens to keep")
+                explain(
+                    f"keep_count={self.count!r}", "a whole number of at least 1", "Give the number of tokens to keep"
+                )
             )
         check_choice("of", self.of, ("original", "current"))
         check_choice("rounding", self.rounding, ("up", "nearest", "down"))

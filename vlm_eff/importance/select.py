@@ -64,13 +64,16 @@ def top_k_per_group(scores: Tensor, group: Tensor, count: Tensor, valid: Tensor)
     rank = ranks(scores, valid)
     width = scores.shape[1]
     # rank inside the group = how many of the same group rank before: sort by (group, rank), subtract the group's start
-    key = torch.where(valid, group, count.shape[1]) * (width + 1) + rank
+    named = torch.where(valid, group, count.shape[1])
+    key = named * (width + 1) + rank
     order = torch.argsort(key, dim=1, stable=True)
-    sorted_group = torch.where(valid, group, count.shape[1]).gather(1, order)
+    sorted_group = named.gather(1, order)
     place = torch.arange(width, device=scores.device).expand_as(order)
     is_start = torch.ones_like(sorted_group, dtype=torch.bool)
     is_start[:, 1:] = sorted_group[:, 1:] != sorted_group[:, :-1]
     start = torch.cummax(torch.where(is_start, place, 0), dim=1).values
     inside = torch.empty_like(order).scatter_(1, order, place - start)
-    limit = torch.cat([count, count.new_zeros(count.shape[0], 1)], 1).gather(1, torch.where(valid, group, count.shape[1]))
+    limit = torch.cat([count, count.new_zeros(count.shape[0], 1)], 1).gather(
+        1, torch.where(valid, group, count.shape[1])
+    )
     return (inside < limit) & valid

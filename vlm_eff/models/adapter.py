@@ -141,8 +141,6 @@ def unwrap(model: Any) -> Any:
     return model
 
 
-
-
 def _ids(config: Any, name: str) -> tuple[int, ...]:
     value = getattr(config, name, None)
     return () if value is None else (int(value),)

@@ -8,7 +8,7 @@ subclass of the class it had, so that everything Hugging Face sees stays logical
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -83,7 +83,7 @@ class LogicalLayer(_Base):
         self.slots = Slots.plain(self.slots.index.shape[0], 0, self.slots.index.device)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _logical_class(base: type) -> type:
     return type("Logical" + base.__name__, (LogicalLayer, base), {})
 

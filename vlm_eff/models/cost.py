@@ -12,9 +12,11 @@ from vlm_eff.models.adapter import Adapter
 def layer_flops(layer: nn.Module, tokens: float, keys: float) -> float:
     """FLOPs of one decoder layer for `tokens` queries over `keys` keys: 2 a multiply-add, causal attention not halved.
 
-    Counts linear maps and attention products, what `torch.utils.flop_counter` counts; norms and activations are left out.
+    Counts linear maps and attention products, as `torch.utils.flop_counter` does; norms and activations are left out.
     """
-    linear = sum(module.in_features * module.out_features for module in layer.modules() if isinstance(module, nn.Linear))
+    linear = sum(
+        module.in_features * module.out_features for module in layer.modules() if isinstance(module, nn.Linear)
+    )
     attention = layer.self_attn
     heads_width = attention.config.num_attention_heads * attention.head_dim
     return 2.0 * linear * tokens + 4.0 * heads_width * tokens * keys

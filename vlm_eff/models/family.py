@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from vlm_eff.core.registry import Registry
 from vlm_eff.models.visual import Layout
 
-
 # (tower, config, one number a patch in the tower's order [P], the tower's grids or sizes) -> one number a token [T]
 TowerMap = Callable[[nn.Module, Any, Tensor, dict[str, Any]], Tensor]
 

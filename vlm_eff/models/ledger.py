@@ -164,7 +164,8 @@ def _report(
         kv_tokens=tuple(count for count, _ in element),
         kv_logical=total,
         kv_bytes=call.rows * sum(count * one for count, one in element),
-        kv_bytes_bare=call.rows * sum(min(total, _window(adapter, layer)) * one for layer, (_, one) in enumerate(element)),
+        kv_bytes_bare=call.rows
+        * sum(min(total, _window(adapter, layer)) * one for layer, (_, one) in enumerate(element)),
         flops=decoder_flops(adapter, sequence, keys, call.rows),
         flops_bare=decoder_flops(adapter, [call.length] * len(layers), bare, call.rows),
         host_ms=elapsed,
@@ -173,7 +174,9 @@ def _report(
 
 
 def _stage(stage: Stage) -> StageReport:
-    return StageReport(stage.plugin, stage.layer, tuple(stage.before.tolist()), tuple(stage.got.tolist()), stage.fillers)
+    return StageReport(
+        stage.plugin, stage.layer, tuple(stage.before.tolist()), tuple(stage.got.tolist()), stage.fillers
+    )
 
 
 def _window(adapter: Adapter, layer: int) -> int:

@@ -46,13 +46,13 @@ def map_mask(
     return mask.masked_fill(~seen, torch.finfo(mask.dtype).min)
 
 
-def _explicit(
-    keys: Tensor, valid: Tensor | None, queries: TokenMap | None, past: int, length: int
-) -> Tensor | None:
+def _explicit(keys: Tensor, valid: Tensor | None, queries: TokenMap | None, past: int, length: int) -> Tensor | None:
     """The boolean causal mask that a None mask stands for, where it can no longer stay None."""
     if valid is None and (past == 0 or length == 1):
         return None
-    rows = past + (queries.index if queries is not None else torch.arange(length, device=keys.device).expand(keys.shape[0], -1))
+    rows = past + (
+        queries.index if queries is not None else torch.arange(length, device=keys.device).expand(keys.shape[0], -1)
+    )
     mask = keys[:, None, :] <= rows[:, :, None]
     if valid is not None:
         mask = mask & valid[:, None, :]

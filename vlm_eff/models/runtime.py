@@ -33,7 +33,6 @@ from vlm_eff.models.slots import Slots
 from vlm_eff.models.token_map import TokenMap
 from vlm_eff.models.view import View
 
-
 # one for all runtimes, because a context variable lives as long as the process; every call knows whose it is
 _ENTRY: ContextVar[Entry | None] = ContextVar("vlm_eff_entry", default=None)
 _CALL: ContextVar[Call | None] = ContextVar("vlm_eff_call", default=None)
@@ -199,9 +198,7 @@ class Runtime:
         keys, valid = call.shared(
             "keys", (slots.index, slots.start, slots.stop, survivors), lambda: _keys(call, slots, survivors)
         )
-        made = call.shared(
-            "mask", (mask, keys), lambda: map_mask(mask, keys, valid, survivors, total, call.length)
-        )
+        made = call.shared("mask", (mask, keys), lambda: map_mask(mask, keys, valid, survivors, total, call.length))
         if mask is None and made is not None:
             call.masks_built += 1
         now.kwargs["attention_mask"] = made
@@ -214,9 +211,7 @@ class Runtime:
             shift = slots.shift
             positions = call.shared("shifted", (position_ids, shift), lambda: position_ids - shift[:, None])
         if positions is not None and tables is not None:
-            return call.shared(
-                "rope", (tables[0], positions), lambda: self.adapter.rotary(index, hidden, positions)
-            )
+            return call.shared("rope", (tables[0], positions), lambda: self.adapter.rotary(index, hidden, positions))
         if survivors is None or tables is None:
             return tables
         made = call.shared("rope", (tables[0], survivors), lambda: tuple(survivors.gather(t) for t in tables))

@@ -1,7 +1,7 @@
 """Attention inside the vision tower, brought to the visual tokens of the prompt.
 
-The tower runs once on all images of a request, before beams are expanded and outside the decoder's call, so what is seen
-waits here until the prompt's prefill asks. Rows of attention are reduced where they are made, in chunks of queries.
+The tower runs once on all images of a request, before beams are expanded and outside the decoder's call, so what is
+seen waits here until the prompt's prefill asks. Rows of attention are reduced where they are made, chunk by chunk.
 """
 
 from __future__ import annotations
@@ -78,7 +78,9 @@ class TowerObserver:
                 explain("the vision tower was not run while attached", "images encoded by the model", "Pass pixels")
             )
         assert self._adapter.family.tower_map is not None
-        flat = self._adapter.family.tower_map(self._adapter.tower, self._adapter.core.config, torch.cat(parts), self._inputs)
+        flat = self._adapter.family.tower_map(
+            self._adapter.tower, self._adapter.core.config, torch.cat(parts), self._inputs
+        )
         expand, rest = divmod(int(tokens), len(flat))
         if rest or expand == 0:
             raise CapabilityError(

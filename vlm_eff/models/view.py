@@ -57,5 +57,5 @@ class View:
         return self.observed.layer_keys(wanted)
 
     def tower(self, wanted: TowerAttention) -> Tensor:
-        """Tower attention of each candidate [B, V] float32, mean over the patches it was made from; 0 beyond a row's count."""
+        """Tower attention of each candidate [B, V] float32, mean over the patches it is made from."""
         return self.observed.tower(wanted)

@@ -1,4 +1,4 @@
-"""Where the visual tokens of a call sit: which image, tile or frame each one belongs to, and its row and column there."""
+"""Where the visual tokens of a call sit: image, tile or frame of each one, and its row and column there."""
 
 from __future__ import annotations
 

@@ -21,8 +21,8 @@ def for_budget(method: str, *, n_eq: float, visual_tokens: int, num_layers: int,
     independent choices, and average_pool may get fewer tokens than asked.
 
     Raises:
-        ConfigError: an unknown method, one without `keep_ratio`, or a target that it cannot reach (the message says what
-            it can).
+        ConfigError: an unknown method, one without `keep_ratio`, or a target that it cannot reach (the message says
+            what it can).
     """
     make = METHODS.get(method).make
 

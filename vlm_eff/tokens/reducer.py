@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from vlm_eff.core.action import Action
@@ -30,7 +30,7 @@ class TokenReducer(Plugin):
 
     method: str
     stages: tuple[Stage, ...]
-    reduce: Drop | AveragePool = Drop()
+    reduce: Drop | AveragePool = field(default_factory=Drop)
     position_mode: Literal["kept", "reindexed"] = "kept"
 
     def __post_init__(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from vlm_eff.core.config import part
 from vlm_eff.core.errors import ConfigError, explain
@@ -25,14 +25,16 @@ class Stage:
     layer: int | None = None
     depth: float | None = None
     score: Score | None = None
-    select: Select = TopK()
+    select: Select = field(default_factory=TopK)
 
     def __post_init__(self) -> None:
         if (self.layer is None) == (self.depth is None):
             raise ConfigError(
                 explain(f"layer={self.layer} and depth={self.depth}", "exactly one of the two", "Give layer or depth")
             )
-        if self.layer is not None and (isinstance(self.layer, bool) or not isinstance(self.layer, int) or self.layer < 0):
+        if self.layer is not None and (
+            isinstance(self.layer, bool) or not isinstance(self.layer, int) or self.layer < 0
+        ):
             raise ConfigError(explain(f"layer={self.layer!r}", "a whole number of at least 0", "Give a decoder layer"))
         if self.depth is not None and not 0 < self.depth < 1:
             raise ConfigError(explain(f"depth={self.depth!r}", "a fraction between 0 and 1", "Give a smaller depth"))

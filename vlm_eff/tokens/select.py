@@ -55,7 +55,9 @@ class TopKAndGrid:
 
     def __post_init__(self) -> None:
         if isinstance(self.stride, bool) or not isinstance(self.stride, int) or self.stride < 1:
-            raise ConfigError(explain(f"stride={self.stride!r}", "a whole number of at least 1", "Give the grid stride"))
+            raise ConfigError(
+                explain(f"stride={self.stride!r}", "a whole number of at least 1", "Give the grid stride")
+            )
 
     def __call__(self, scores: Tensor, view: View, keep: Keep) -> Tensor:
         grid = stride_grid(view.spans.y, view.spans.x, self.stride) & view.spans.valid

@@ -15,6 +15,4 @@ def _pooled(tower: nn.Module, config: Any, values: Tensor, inputs: dict[str, Any
     return windows(values, side, side, side // round(config.mm_tokens_per_image**0.5))
 
 
-add_family(
-    Family("gemma3", lambda config: squares(config.mm_tokens_per_image, an_image_is="tile"), tower_map=_pooled)
-)
+add_family(Family("gemma3", lambda config: squares(config.mm_tokens_per_image, an_image_is="tile"), tower_map=_pooled))

@@ -12,7 +12,6 @@ from vlm_eff.models.visual import Layout
 from vlm_eff.models.vlm.square import one_to_one, patches, squares
 
 
-
 def _layout(config: Any) -> Layout:
     return squares(patches(config), an_image_is="tile")
 

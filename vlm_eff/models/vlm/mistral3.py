@@ -1,4 +1,4 @@
-"""Mistral 3 (Pixtral tower): a run of placeholders is one row of patches; break tokens part rows, an end token images."""
+"""Mistral 3 (Pixtral tower): a run of placeholders is a row of patches; break tokens part rows, end tokens images."""
 
 from __future__ import annotations
 

@@ -44,6 +44,6 @@ def one_to_one(tower: nn.Module, config: Any, values: Tensor, inputs: dict[str, 
 
 
 def windows(values: Tensor, height: int, width: int, side: int) -> Tensor:
-    """Mean over `side` x `side` windows of images with `height` x `width` patches [n * height * width] -> [n * tokens]."""
+    """Mean over `side` x `side` windows of images of `height` x `width` patches [n * patches] -> [n * tokens]."""
     grid = values.view(-1, height // side, side, width // side, side)
     return grid.mean((2, 4)).reshape(-1)

@@ -25,7 +25,7 @@ def random_drop(
 ) -> TokenReducer:
     """Keep visual tokens at random.
 
-    Score    uniform, drawn from the seed and the prompt, so equal for all beams, batches and paddings of a prompt  [B, V]
+    Score    uniform, drawn from seed and prompt: equal for all beams, batches and paddings of a prompt  [B, V]
     Select   top-k of the sample     Reduce  drop     When  once, at the input of `layer` (0: before the language model)
     Cost     none                    Saves   prefill FLOPs and KV cache from `layer` on; realised
 
@@ -49,7 +49,7 @@ def uniform_grid(
 ) -> TokenReducer:
     """Keep visual tokens that cover every image evenly.
 
-    Score    place in the order of ordered dithering: a quarter is every second row and column, half a checkerboard  [B, V]
+    Score    place in the order of dithering: a quarter is every second row and column, half a checkerboard  [B, V]
     Select   top-k of each image     Reduce  drop     When  once, at the input of `layer` (0: before the language model)
     Cost     none                    Saves   prefill FLOPs and KV cache from `layer` on; realised
 

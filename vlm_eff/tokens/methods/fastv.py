@@ -29,7 +29,7 @@ def fastv(
 
     Args:
         layer: decoder layer before which tokens are dropped, at least 1.
-        keep_ratio: fraction of the visual tokens kept, (0, 1], rounded to the nearest count as the code does. Default 0.5.
+        keep_ratio: fraction of the visual tokens kept, (0, 1], rounded to the nearest as in the code; default 0.5.
         keep_count: tokens kept, instead of the ratio.
         positions: "kept" (official) or "reindexed".
 

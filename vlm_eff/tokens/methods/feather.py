@@ -19,7 +19,7 @@ def feather(keep_ratio: float = 0.3, layers: Sequence[int] | None = None, stride
     Score    attention of the last prompt token in the layer before the stage, rotation taken out, softmax over the
              visual tokens alone, mean over heads  [B, V]
     Select   stage 1: top-k and every `stride`-th row and column; stage 2: top-k alone     Reduce  drop
-    Paper    FEATHER, arXiv:2412.13180, section 5; follows the released code: int(N * keep_ratio) best tokens and the grid,
+    Paper    FEATHER, arXiv:2412.13180, section 5; follows the released code: int(N * keep_ratio) best and the grid,
              then int(M * keep_ratio**2) of the M that were left
     Differs  the code handles one square image; here the grid is taken in every tile or frame. Positions are kept.
     Cost     two attention rows               Saves  prefill FLOPs and KV cache from the first layer on; realised

@@ -24,9 +24,9 @@ def pyramiddrop(
     Select   top-k of the sample     Reduce  drop     When  at the input of each of `layers` (0-based)
     Paper    PyramidDrop, arXiv:2410.17247, section 3.2; follows the released code: stage i keeps int(n * keep_ratio**i)
              of the n original tokens
-    Differs  the code numbers the survivors anew at every stage ("reindexed"); here "kept" is the default, because it is
-             the one that works on every family and makes dropping equal to masking. Batches, several images and GQA work.
-    Cost     per stage one input norm and key projection over the sequence      Saves  prefill FLOPs and KV cache; realised
+    Differs  the code numbers the survivors anew at every stage ("reindexed"); here "kept" is the default, because it
+             works on every family and makes dropping equal to masking. Batches, several images and GQA work.
+    Cost     per stage one input norm and key projection over the sequence   Saves  prefill FLOPs and KV cache; realised
 
     Args:
         keep_ratio: factor of each stage, (0, 1]; counts are rounded down as in the code, at least one token stays.

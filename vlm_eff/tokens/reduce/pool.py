@@ -20,8 +20,8 @@ from vlm_eff.models.view import View
 class AveragePool:
     """Each tile or frame becomes a smaller grid of means; a mean stands at the token nearest its window's centre.
 
-    The pooled grid has at most as many cells as the budget allows and is as undistorted as that permits, so the number of
-    tokens got can be below the number asked.
+    The pooled grid has at most as many cells as the budget allows and is as undistorted as that permits, so the
+    number of tokens got can be below the number asked.
     """
 
     def __call__(self, view: View, keep: budget.Keep, chosen: Tensor | None) -> Action:
