@@ -1,0 +1,176 @@
+"""What the contract checks share: cached models, attached runs, and the same run by masking alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from tests.oracle import Dropped, decoder_layers, masked_generate, masked_logits
+from tests.tiny import TinyInputs, tiny_vlm, visual_layout, visual_mask
+from vlm_eff import attach
+from vlm_eff.core.handle import Handle
+from vlm_eff.core.plugin import Plugin
+from vlm_eff.importance.spatial import pooled_grid
+from vlm_eff.tokens.reduce.pool import AveragePool
+
+STEPS = 8
+LAYERS = 6
+# Float32 sums over fewer keys add up in another order: about 1e-7 of a logit's size an addition, carried through six
+# sharp layers. The sizes of logits differ between families, so the tolerance follows the largest one.
+RELATIVE = 2e-5
+POWER = 1e-3
+
+
+@cache
+def model_of(family: str, attn: str = "sdpa", dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """One model for all tests of a family: a test that leaves anything behind is itself a failure."""
+    return tiny_vlm(family, attn=attn, dtype=dtype, layers=LAYERS)
+
+
+@dataclass
+class Run:
+    """An attached run and its handle, which stays readable after detach."""
+
+    handle: Handle
+    logits: Tensor
+    tokens: Tensor | None = None
+
+
+def forward(model: Any, inputs: dict[str, Any], **kwargs: Any) -> Any:
+    with torch.no_grad():
+        return model(**inputs, **kwargs)
+
+
+def attached(model: PreTrainedModel, inputs: dict[str, Any], *plugins: Plugin, **kwargs: Any) -> Run:
+    """One forward with the plugins on."""
+    with attach(model, *plugins) as handle:
+        return Run(handle, forward(model, inputs, **kwargs).logits)
+
+
+def bare(model: PreTrainedModel, inputs: dict[str, Any], **kwargs: Any) -> Tensor:
+    logits: Tensor = forward(model, inputs, **kwargs).logits
+    return logits
+
+
+def generate(model: Any, inputs: dict[str, Any], steps: int = STEPS, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    """Greedy tokens [B, steps] and raw logits [B, steps, V]."""
+    return masked_generate(model, inputs, {}, steps, **kwargs)
+
+
+def attached_generate(
+    model: PreTrainedModel, inputs: dict[str, Any], *plugins: Plugin, steps: int = STEPS, **kwargs: Any
+) -> Run:
+    with attach(model, *plugins) as handle:
+        tokens, logits = generate(model, inputs, steps, **kwargs)
+    return Run(handle, logits, tokens)
+
+
+def survivors(handle: Handle, inputs: dict[str, Any], layers: int = LAYERS) -> list[Tensor]:
+    """Which positions are still there at each layer, bool [B, S]."""
+    made = []
+    for layer in range(layers):
+        mask = torch.zeros(inputs["input_ids"].shape, dtype=torch.bool)
+        for index, row in enumerate(handle.survivors(layer)):
+            mask[index, row] = True
+        made.append(mask)
+    return made
+
+
+def dropped(handle: Handle, inputs: dict[str, Any], layers: int = LAYERS) -> Dropped:
+    return {layer: ~mask for layer, mask in enumerate(survivors(handle, inputs, layers))}
+
+
+def real(inputs: dict[str, Any]) -> Tensor:
+    """True where a position is no padding."""
+    return inputs["attention_mask"].bool()
+
+
+def same(got: Tensor, want: Tensor, relative: float = RELATIVE) -> None:
+    """Assert equality up to rounding, `relative` to the largest wanted value."""
+    assert got.isfinite().all(), "not finite"
+    scale = float(want.abs().max())
+    worst = float((got - want).abs().max())
+    assert worst <= relative * scale, f"off by {worst:.2e}, allowed {relative * scale:.2e}"
+
+
+def differs(got: Tensor, from_: Tensor) -> None:
+    """Assert that a run moved at all, so that a plugin that does nothing fails the test."""
+    worst = float((got - from_).abs().max())
+    assert worst > POWER, f"nothing happened: the attached run is within {worst:.2e} of the bare one"
+
+
+def reference_logits(model: PreTrainedModel, inputs: TinyInputs, plugin: Plugin, handle: Handle) -> Tensor:
+    """The masked run with the survivors of `handle`; pooled tokens are averaged here anew."""
+    with pooled(model, inputs, plugin, handle):
+        return masked_logits(model, inputs, dropped(handle, inputs))
+
+
+def reference_generate(
+    model: PreTrainedModel, inputs: TinyInputs, plugin: Plugin, handle: Handle, steps: int = STEPS, **kwargs: Any
+) -> tuple[Tensor, Tensor]:
+    gone = dropped(handle, inputs)
+    repeats = handle.stats().last.rows // len(gone[0])  # type: ignore[union-attr]
+    with pooled(model, inputs, plugin, handle, repeats):
+        return masked_generate(model, inputs, gone, steps, **kwargs)
+
+
+def pooled(model: PreTrainedModel, inputs: TinyInputs, plugin: Plugin, handle: Handle, repeats: int = 1) -> Any:
+    reduce, stages = getattr(plugin, "reduce", None), getattr(plugin, "stages", ())
+    if not isinstance(reduce, AveragePool):
+        return nullcontext()
+    return _write_means(model, pool_windows(inputs, plugin), stages[0].layer, repeats)
+
+
+@contextmanager
+def _write_means(
+    model: PreTrainedModel, windows: list[list[tuple[int, list[int]]]], layer: int, repeats: int
+) -> Iterator[None]:
+    def write(_: Any, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        if args[0].shape[1] == 1:
+            return None
+        hidden = args[0].clone()
+        for index, row in enumerate([row for row in windows for _ in range(repeats)]):
+            for seat, members in row:
+                hidden[index, seat] = args[0][index, members].mean(0)
+        return (hidden, *args[1:])
+
+    hook = decoder_layers(model)[layer].register_forward_pre_hook(write)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def pool_windows(inputs: TinyInputs, plugin: Any) -> list[list[tuple[int, list[int]]]]:
+    """Of each row: (position of the mean, positions averaged), from the true layout."""
+    keep = plugin.stages[0].keep
+    rows = []
+    for cells, mask in zip(visual_layout(inputs.family, inputs), visual_mask(inputs), strict=True):
+        tiles: dict[tuple[int, int], list[tuple[int, int, int]]] = {}
+        for cell, position in zip(cells, mask.nonzero()[:, 0].tolist(), strict=True):
+            if not cell["newline"]:
+                tiles.setdefault((cell["image"], cell["frame_or_tile"]), []).append((position, cell["y"], cell["x"]))
+        rows.append([window for tile in tiles.values() for window in _windows(tile, keep)])
+    return rows
+
+
+def _windows(tile: list[tuple[int, int, int]], keep: Any) -> list[tuple[int, list[int]]]:
+    height, width = (max(cell[axis] for cell in tile) + 1 for axis in (1, 2))
+    rows, columns = pooled_grid(height, width, keep.of_count(len(tile), len(tile)))
+    windows: dict[tuple[int, int], list[tuple[int, int, int]]] = {}
+    for cell in tile:
+        windows.setdefault((cell[1] * rows // height, cell[2] * columns // width), []).append(cell)
+    made = []
+    for members in windows.values():
+        middle = [Fraction(sum(cell[axis] for cell in members), len(members)) for axis in (1, 2)]
+        off = [(cell[1] - middle[0]) ** 2 + (cell[2] - middle[1]) ** 2 for cell in members]
+        made.append((members[off.index(min(off))][0], [cell[0] for cell in members]))
+    return made
