@@ -56,7 +56,8 @@ def check_labels(labels: Tensor | None, visual: Tensor, survivors: TokenMap) -> 
 def renumber(
     call: Call, position_ids: Tensor | None, survivors: TokenMap, past_shift: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Positions without gaps for the survivors [B, N], and what later tokens must subtract from theirs [B].
+    """Positions without gaps: a table over logical slots [B, S], of which those of survivors count, and what later
+    tokens must subtract from theirs [B].
 
     The first real token of the call keeps its place behind what the layer already holds; padding gets position 0.
     """
@@ -73,4 +74,4 @@ def renumber(
     made = (first + counted.cumsum(1) - 1).clamp(min=0)
     last = call.length - 1 - real.flip(1).to(torch.int8).argmax(1, keepdim=True)
     shift = base.gather(1, last) - (first + counted.sum(1, keepdim=True) - 1)
-    return made, shift[:, 0]
+    return survivors.scatter(made), shift[:, 0]

@@ -87,9 +87,12 @@ class Call:
             return self.survivors
         return self.shared("identity", (), lambda: TokenMap.identity(self.rows, self.length, self.device))
 
-    def forget_shared(self) -> None:
-        """Let go of everything `shared` holds."""
+    def close(self) -> None:
+        """Let go of keys, masks, tables and embeddings: what a report needs is small."""
+        self.tapped.clear()
+        self.ropes.clear()
         self._memo.clear()
+        self.entry.embeds = None
 
     def query_slot(self) -> Tensor:
         """Logical slot of the last prompt token of each row [B]; tokens not yet verified are left out."""

@@ -67,8 +67,12 @@ class LayerCall:
                     )
                 )
 
-    def gather_positions(self, survivors: TokenMap) -> None:
-        """Gather position ids of the survivors; rotary tables are the caller's, which shares them between layers."""
+    def gather_positions(self, survivors: TokenMap, *, keep: bool) -> None:
+        """Gather position ids of the survivors, or leave them out where they would be misread.
+
+        Flash attention takes a gap in the positions of one row for the border of a packed sequence; the rotation is in
+        the rotary tables already, so it loses nothing without them.
+        """
         position_ids = self.kwargs.get("position_ids")
         if isinstance(position_ids, Tensor) and position_ids.dim() == 2:
-            self.kwargs["position_ids"] = survivors.gather(position_ids)
+            self.kwargs["position_ids"] = survivors.gather(position_ids) if keep else None

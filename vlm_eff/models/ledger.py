@@ -47,10 +47,7 @@ class Ledger:
         if call.length == 1:
             self._decode_steps += 1
             return
-        # what a report does not need must not stay alive: keys, masks and hidden states are large
-        call.tapped.clear()
-        call.ropes.clear()
-        call.forget_shared()
+        call.close()
         elapsed = (time.perf_counter() - call.started) * 1e3
         stored, element = self._stored, _element_bytes(cache)
         if call.spans is not None:

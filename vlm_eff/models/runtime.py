@@ -172,7 +172,7 @@ class Runtime:
         self._translate(call, index, now, hidden)
         call.ropes[index] = now.rope
         if call.survivors is not None:
-            now.gather_positions(call.survivors)
+            now.gather_positions(call.survivors, keep="flash" not in self.adapter.decoder.config._attn_implementation)
         self._stamp(call, now.cache, index)
         return (hidden,), now.kwargs
 
@@ -206,8 +206,11 @@ class Runtime:
     def _rope(self, call: Call, index: int, now: LayerCall, hidden: Tensor, slots: Slots) -> Any:
         """Rotary tables of the survivors; shared by all layers that were given the same tables."""
         tables, survivors = now.rope, call.survivors
-        positions, position_ids = call.reindexed, now.kwargs.get("position_ids")
-        if positions is None and slots.shift is not None and isinstance(position_ids, Tensor):
+        positions, position_ids = None, now.kwargs.get("position_ids")
+        if call.reindexed is not None:
+            table, present = call.reindexed, call.present()
+            positions = call.shared("renumbered", (table, present), lambda: present.gather(table))
+        elif slots.shift is not None and isinstance(position_ids, Tensor):
             shift = slots.shift
             positions = call.shared("shifted", (position_ids, shift), lambda: position_ids - shift[:, None])
         if positions is not None and tables is not None:
