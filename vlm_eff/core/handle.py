@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vlm_eff.core.plugin import Plugin
-    from vlm_eff.core.report import Stats
+    from vlm_eff.core.report import Stats, VisualTokens
 
 
 class HandleNeverFired(UserWarning):
@@ -50,6 +50,7 @@ class Runtime(Protocol):
     def stats(self) -> Stats: ...
     def reset(self) -> None: ...
     def survivors(self, layer: int) -> list[Tensor]: ...
+    def visual(self, layer: int) -> list[VisualTokens]: ...
     def kv_positions(self, layer: int) -> Tensor: ...
 
 
@@ -107,6 +108,10 @@ class Handle:
     def survivors(self, layer: int) -> list[Tensor]:
         """Original sequence positions still present at decoder `layer` in the last prefill, one tensor [n] a row."""
         return self._runtime.survivors(layer)
+
+    def visual(self, layer: int) -> list[VisualTokens]:
+        """Where the visual tokens of the last prefill lie in their images, and which are left at `layer`; one a row."""
+        return self._runtime.visual(layer)
 
     def kv_positions(self, layer: int) -> Tensor:
         """Logical positions that the cache of `layer` stores after the last call [B, Hkv, S]; -1 for none."""

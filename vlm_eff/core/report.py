@@ -3,7 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class VisualTokens:
+    """Every visual candidate of one row of a prefill, in sequence order, and which of them are left at a layer.
+
+    slot:  [n] original sequence position       image: [n] number of the image or video in its row, from 0
+    group: [n] tile or frame in its row, from 0: the unit with a rectangular grid
+    y, x:  [n] row and column in the group; -1 where the layout does not tell
+    kept:  [n] True where the candidate is still present
+    """
+
+    slot: Tensor
+    image: Tensor
+    group: Tensor
+    y: Tensor
+    x: Tensor
+    kept: Tensor
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vlm_eff.core.errors import StateError, explain
 from vlm_eff.core.plugin import Plugin
-from vlm_eff.core.report import PrefillReport, StageReport, Stats
+from vlm_eff.core.report import PrefillReport, StageReport, Stats, VisualTokens
 from vlm_eff.models.adapter import Adapter
 from vlm_eff.models.cache_layer import is_logical
 from vlm_eff.models.call import Call, Stage
@@ -76,6 +76,19 @@ class Ledger:
         if survivors is None:
             return list(torch.arange(call.length).expand(call.rows, -1))
         return [row[ok].cpu() for row, ok in zip(survivors.index, survivors.valid, strict=True)]
+
+    def visual(self, layer: int) -> list[VisualTokens]:
+        """The candidates of the last prefill with visual tokens, and which are present at `layer`; one a row."""
+        made = []
+        for row, present in enumerate(self.survivors(layer)):
+            assert self._last is not None and self._last.original is not None
+            spans = self._last.original
+            ok = spans.valid[row]
+            slot, image, group, y, x = (
+                t[row][ok].cpu() for t in (spans.slot, spans.image, spans.group, spans.y, spans.x)
+            )
+            made.append(VisualTokens(slot, image, group, y, x, torch.isin(slot, present)))
+        return made
 
     def kv_positions(self, layer: int) -> Tensor:
         """Logical positions stored at `layer` after the last call [B, Hkv, S]; -1 for none."""

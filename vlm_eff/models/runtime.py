@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from vlm_eff.core.handle import Undo
 from vlm_eff.core.plugin import Plugin, Site
-from vlm_eff.core.report import Stats
+from vlm_eff.core.report import Stats, VisualTokens
 from vlm_eff.models import refusals, seams
 from vlm_eff.models.adapter import Adapter
 from vlm_eff.models.apply import apply_action, check_labels, renumber
@@ -85,6 +85,9 @@ class Runtime:
 
     def survivors(self, layer: int) -> list[Tensor]:
         return self.ledger.survivors(layer)
+
+    def visual(self, layer: int) -> list[VisualTokens]:
+        return self.ledger.visual(layer)
 
     def kv_positions(self, layer: int) -> Tensor:
         return self.ledger.kv_positions(layer)
