@@ -114,12 +114,17 @@ def reference_logits(model: PreTrainedModel, inputs: TinyInputs, plugin: Plugin,
 
 
 def reference_generate(
-    model: PreTrainedModel, inputs: TinyInputs, plugin: Plugin, handle: Handle, steps: int = STEPS, **kwargs: Any
+    model: PreTrainedModel,
+    inputs: TinyInputs,
+    plugin: Plugin,
+    handle: Handle,
+    steps: int = STEPS,
+    repeats: int = 1,
+    **kwargs: Any,
 ) -> tuple[Tensor, Tensor]:
-    gone = dropped(handle, inputs)
-    repeats = handle.stats().last.rows // len(gone[0])  # type: ignore[union-attr]
+    """Masked generation with the survivors of `handle`; `repeats`: rows that beams or samples make of one prompt."""
     with pooled(model, inputs, plugin, handle, repeats):
-        return masked_generate(model, inputs, gone, steps, **kwargs)
+        return masked_generate(model, inputs, dropped(handle, inputs), steps, **kwargs)
 
 
 def pooled(model: PreTrainedModel, inputs: TinyInputs, plugin: Plugin, handle: Handle, repeats: int = 1) -> Any:
