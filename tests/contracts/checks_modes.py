@@ -182,6 +182,18 @@ def candidates_do_not_move_the_choice(family: str, plugin: Plugin) -> None:
         assert longer_run.survivors(layer)[0].tolist()[: len(want)] == want
 
 
+def all_logits_drop_the_same(family: str, plugin: Plugin) -> None:
+    """`logits_to_keep` of the whole prompt is asked for to score it: it must not hide the images, or it must raise."""
+    model, inputs = kit.model_of(family), tiny_inputs(family, (1, 2))
+    want = kit.attached(model, inputs, plugin)
+    try:
+        got = kit.attached(model, inputs, plugin, logits_to_keep=inputs["input_ids"].shape[1])
+    except CapabilityError:
+        return
+    left = kit.survivors(want.handle, inputs)[-1]
+    kit.same(got.logits[left], want.logits[left])
+
+
 def decoding_without_a_cache(family: str, plugin: Plugin) -> None:
     """A method that looks at places alone chooses the same at every step: with and without a cache agree."""
     model, inputs = kit.model_of(family), tiny_inputs(family, (1, 2))
