@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -59,6 +60,52 @@ def methods_command(json: Json = False) -> None:
     from vlm_eff.cli.methods import show_methods
 
     show_methods(as_json=json)
+
+
+@app.command("run")
+def run_command(
+    image: Annotated[list[Path] | None, typer.Option(help="A picture; give it again for several.")] = None,
+    prompt: Annotated[str, typer.Option(help="What to ask.")] = "",
+    plugin: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SPEC", help="Such as fastv:keep_ratio=0.5; several are attached together."),
+    ] = None,
+    compare: Annotated[bool, typer.Option("--compare", help="Each plugin alone, beside the bare model.")] = False,
+    model: Model = None,
+    save: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write answer.txt, stats.json and pictures of the kept tokens.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, tokens.")] = 32,
+    pairs: Annotated[int, typer.Option(min=0, help="Timed pairs of --compare; 0 times nothing, else 3 or more.")] = 20,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    attn: Attention = "sdpa",
+    json: Json = False,
+) -> None:
+    """Ask one question about pictures and say what the plugins saved."""
+    if not image:
+        raise typer.BadParameter(
+            "got no --image; accepted is one or more. Name a picture: the plugins act on visual tokens, so a question "
+            "about text alone has nothing to save."
+        )
+    if not prompt.strip():
+        raise typer.BadParameter("got no --prompt; accepted is a question or an instruction. Write what to ask.")
+    from vlm_eff.cli.run import RunOptions, run_compare, run_once
+
+    options = RunOptions(
+        image, prompt, plugin or [], model, max_new_tokens, pairs, dtype, device, attn, as_json=json, save=save
+    )
+    (run_compare if compare else run_once)(options)
+
+
+@app.command("explain")
+def explain_command(
+    model: Model = None, dtype: Dtype = "auto", device: Device = "cpu", attn: Attention = "sdpa"
+) -> None:
+    """Say what is known of a model: its family, its decoder, where its visual tokens are."""
+    from vlm_eff.cli.explain import explain_model
+
+    explain_model(model, dtype, device, attn)
 
 
 def main() -> None:

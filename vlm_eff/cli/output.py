@@ -21,6 +21,11 @@ def print_json(value: Any) -> None:
     typer.echo(json.dumps(value, indent=2))
 
 
+def print_text(text: str) -> None:
+    """Print lines on stdout."""
+    typer.echo(text)
+
+
 def print_table(table: Table) -> None:
     """Print a table on stdout, as wide as the terminal or wide enough for a pipe."""
     Console(file=sys.stdout, width=None if sys.stdout.isatty() else _PIPE_WIDTH).print(table)

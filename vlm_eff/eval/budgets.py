@@ -1,0 +1,61 @@
+"""Several methods at equal budgets, for one kind of question."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+
+from vlm_eff.core.plugin import Plugin
+from vlm_eff.eval.subject import Subject
+from vlm_eff.models.attach import attach
+from vlm_eff.tokens import for_budget, uniform_grid
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A method with the setting that reaches a budget; `n_eq` is what was asked for."""
+
+    method: str
+    n_eq: float
+    plugin: Plugin
+
+    @property
+    def label(self) -> str:
+        """How tables name it."""
+        return f"{self.method} @ {self.n_eq:g}"
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Visual tokens that enter the language model for one question, and the layers they pass."""
+
+    visual_tokens: int
+    num_layers: int
+
+
+def sizes_of(subject: Subject, images: Sequence[Image.Image], prompt: str) -> Sizes:
+    """Count visual tokens and layers by one forward pass that keeps everything."""
+    inputs = subject.inputs(images, prompt)
+    with attach(subject.model, uniform_grid(keep_ratio=1.0)) as handle, torch.inference_mode():
+        subject.model(**inputs)
+    report = handle.stats().last
+    assert report is not None  # inputs() refuses a question without a picture
+    return Sizes(round(report.visual_tokens), len(report.visual_per_layer))
+
+
+def settings_at(sizes: Sizes, methods: Sequence[str], shares: Sequence[float]) -> list[Setting]:
+    """Each method at each budget, given as a share of the visual tokens, averaged over layers.
+
+    Raises:
+        ConfigError: an unknown method, or a budget that a method cannot reach.
+    """
+    made = []
+    for share in shares:
+        n_eq = round(share * sizes.visual_tokens)
+        for method in methods:
+            plugin = for_budget(method, n_eq=n_eq, visual_tokens=sizes.visual_tokens, num_layers=sizes.num_layers)
+            made.append(Setting(method, n_eq, plugin))
+    return made

@@ -1,0 +1,46 @@
+"""Writing results: a file is there in full or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from vlm_eff.core.errors import InputError, explain
+
+
+def make_folder(folder: Path) -> Path:
+    """Make a folder for results, or take the one that is there.
+
+    Raises:
+        InputError: a file has that name, or the folder cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise InputError(
+            explain(
+                f"{folder} is a file, or lies inside one", "a folder, or a name that is free", "Choose another name"
+            )
+        ) from None
+    except OSError as error:
+        raise InputError(
+            explain(f"{folder} cannot be made ({error.strerror})", "a folder that may be written", "Choose another one")
+        ) from None
+    return folder
+
+
+def write_file(path: Path, content: str | bytes) -> Path:
+    """Write a file beside its place and move it there, so that nobody ever sees half of it."""
+    data = content.encode() if isinstance(content, str) else content
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
+        # mkstemp lets nobody else read; a result may be read by whoever may read the folder
+        Path(name).chmod(0o644)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    return path

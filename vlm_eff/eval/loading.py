@@ -1,0 +1,115 @@
+"""Loading what is to be asked: the bundled model, a folder, or a model of the hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+
+from vlm_eff.core.errors import InputError, explain
+from vlm_eff.eval.subject import Subject
+from vlm_eff.reference import reference_folder
+
+_DTYPES = ("auto", "float32", "bfloat16", "float16")
+_ATTENTION = ("sdpa", "eager")
+
+
+def load_subject(
+    name: str | None = None, *, dtype: str = "auto", device: str = "auto", attention: str = "sdpa"
+) -> Subject:
+    """Load a model in eval mode with its processor.
+
+    name:  a folder, or a model id of the hub; None is the bundled model
+    dtype: "auto" is float32 on a CPU and bfloat16 elsewhere; device "auto" is a GPU where there is one
+
+    Raises:
+        InputError: an unknown folder, dtype, device or attention, or files that are no vision-language model.
+    """
+    _check_choice("dtype", dtype, _DTYPES)
+    _check_choice("attention", attention, _ATTENTION)
+    place = _device(device)
+    wanted = dtype if dtype != "auto" else ("float32" if place.type == "cpu" else "bfloat16")
+    source = _source(name)
+    try:
+        model = transformers.AutoModelForImageTextToText.from_pretrained(
+            source, dtype=wanted, attn_implementation=attention
+        )
+        processor = transformers.AutoProcessor.from_pretrained(source)
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+        raise InputError(
+            explain(
+                f"cannot load {source!r} as a vision-language model ({_first_line(error)})",
+                "a folder written by save_pretrained with its processor, or a model id of the hub",
+                "Check the name and the files",
+            )
+        ) from None
+    if not isinstance(processor, transformers.ProcessorMixin):
+        raise InputError(
+            explain(
+                f"{source!r} has a {type(processor).__name__} and no processor for pictures",
+                "a folder that also holds processor_config.json and preprocessor_config.json",
+                "Save the processor into the folder",
+            )
+        )
+    return Subject(model.to(place).eval(), processor, name or "bundled model")
+
+
+def quiet_libraries() -> None:
+    """Keep progress bars and remarks of transformers off the terminal of a command that prints a result."""
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+def _source(name: str | None) -> str:
+    if name is None:
+        folder = reference_folder()
+        if not (folder / "config.json").is_file():
+            raise InputError(
+                explain(
+                    "this installation holds no bundled model",
+                    "a folder or a hub id as the model",
+                    "Install vlm-eff again, or name a model",
+                )
+            )
+        return str(folder)
+    looks_like_path = name.startswith((".", "/", "~")) or name.count("/") != 1
+    folder = Path(name).expanduser()
+    if folder.exists() or looks_like_path:
+        if not (folder / "config.json").is_file():
+            raise InputError(
+                explain(
+                    f"{name!r} is no folder with a config.json",
+                    "a folder written by save_pretrained, or a hub id such as owner/name",
+                    "Check the path",
+                )
+            )
+        return str(folder)
+    return name
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        # a device that torch can name may still not be there
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(
+            explain(
+                f"device {name!r} cannot be used ({_first_line(error)})", "cpu, cuda, cuda:0", "Choose another device"
+            )
+        ) from None
+    return device
+
+
+def _check_choice(what: str, value: str, accepted: tuple[str, ...]) -> None:
+    if value not in accepted:
+        raise InputError(explain(f"{what} {value!r}", ", ".join(accepted), "Choose one of these"))
+
+
+def _first_line(error: Any) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
