@@ -10,6 +10,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from tests.contracts import kit
 from tests.oracle import decoder_layers
@@ -192,3 +193,40 @@ def report_is_measured(family: str, plugin: Plugin) -> None:
     assert last.visual_per_layer == tuple(counts)
     assert abs(last.n_eq - sum(counts) / len(counts)) < 1e-6
     assert last.n_eq < last.visual_tokens
+
+
+def mask_and_cache_do_not_matter(family: str, attn: str, plugin: Plugin) -> None:
+    """Without padding, no mask is a mask of ones, with a cache or without."""
+    model, inputs = kit.model_of(family, attn), tiny_inputs(family, (1,))
+    bare = {name: value for name, value in inputs.items() if name != "attention_mask"}
+    want = kit.attached(model, inputs, plugin)
+    left = kit.survivors(want.handle, inputs)[-1]
+    for given in (inputs, bare):
+        for use_cache in (True, False):
+            run = kit.attached(model, given, plugin, use_cache=use_cache)
+            assert torch.equal(kit.survivors(run.handle, inputs)[-1], left)
+            kit.same(run.logits[left], want.logits[left])
+    kit.same(want.logits[left], kit.reference_logits(model, inputs, plugin, want.handle)[left])
+    kit.differs(want.logits[left], kit.bare(model, inputs)[left])
+
+
+def flops_are_measured(family: str, plugin: Plugin) -> None:
+    """The report's analytic FLOPs, bare and attached, are what torch counts in the decoder's layers."""
+    model, inputs = kit.model_of(family, "eager"), tiny_inputs(family, (1, 2))
+    names = {id(module): name for name, module in model.named_modules()}
+    layers = [f"{type(model).__name__}.{names[id(layer)]}" for layer in decoder_layers(model)]
+
+    def measured() -> float:
+        with FlopCounterMode(display=False, depth=20) as counter:
+            kit.forward(model, inputs)
+        counts = counter.get_flop_counts()
+        return float(sum(sum(counts[name].values()) for name in layers))
+
+    bare = measured()
+    with attach(model, plugin) as handle:
+        realised = measured()
+    last = handle.stats().last
+    assert last is not None
+    assert abs(last.flops_bare - bare) <= 0.01 * bare
+    assert abs(last.flops - realised) <= 0.01 * realised
+    assert last.flops < last.flops_bare

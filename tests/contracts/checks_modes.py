@@ -16,7 +16,7 @@ from tests.oracle import Dropped, hidden_columns
 from tests.tiny import TinyInputs, tiny_inputs, visual_mask
 from tests.tiny.batch import TYPE_IDS
 from vlm_eff import attach
-from vlm_eff.core.errors import CapabilityError, StateError
+from vlm_eff.core.errors import CapabilityError
 from vlm_eff.core.plugin import Plugin
 
 
@@ -204,49 +204,6 @@ def decoding_without_a_cache(family: str, plugin: Plugin) -> None:
     kit.differs(without.logits, kit.generate(model, inputs, 4, use_cache=False)[1])
 
 
-def crop_stops_at_the_image(family: str, plugin: Plugin) -> None:
-    """Text behind the last dropped token may be cropped and asked anew; cropping into the image raises."""
-    model, inputs = kit.model_of(family), tiny_inputs(family, (1, 2))
-    length = inputs["input_ids"].shape[1]
-    gone = kit.dropped(kit.attached(model, inputs, plugin).handle, inputs)
-    last = int(torch.stack(list(gone.values())).nonzero()[:, -1].max())
-
-    def ask() -> Tensor:
-        cache = kit.forward(model, inputs, use_cache=True).past_key_values
-        # sliding layers can be cropped only when they were told beforehand
-        cache.activate_past_recording()
-        more = next_turn(model, inputs, family, length, {"input_ids": words(2, 4, 1)})
-        kit.forward(model, more, past_key_values=cache, use_cache=True)
-        cache.crop(-4)
-        again = next_turn(model, inputs, family, length, {"input_ids": words(2, 4, 2)})
-        return kit.forward(model, again, past_key_values=cache, use_cache=True).logits  # type: ignore[no-any-return]
-
-    with attach(model, plugin):
-        got = ask()
-        cache = kit.forward(model, inputs, use_cache=True).past_key_values
-        cache.activate_past_recording()
-        with pytest.raises(StateError, match="visual tokens that were dropped"):
-            cache.crop(-(length - last))
-    with hidden_columns(model, gone):
-        kit.same(got, ask())
-    kit.differs(got, ask())
-
-
-def a_cache_needs_its_handle(family: str, plugin: Plugin) -> None:
-    """A cache that lacks tokens is refused by the bare model instead of being misread."""
-    model, inputs = kit.model_of(family), tiny_inputs(family, (1,))
-    more = next_turn(model, inputs, family, inputs["input_ids"].shape[1], {"input_ids": words(1, 1, 1)})
-    with attach(model, plugin) as handle:
-        cache = kit.forward(model, inputs, use_cache=True).past_key_values
-        want = kit.forward(model, more, past_key_values=copy.deepcopy(cache), use_cache=True).logits
-        with handle.paused(), pytest.raises(StateError, match="without its handle"):
-            kit.forward(model, more, past_key_values=copy.deepcopy(cache), use_cache=True)
-    with pytest.raises(StateError, match="without its handle"):
-        kit.forward(model, more, past_key_values=copy.deepcopy(cache), use_cache=True)
-    with attach(model, plugin):
-        assert torch.equal(kit.forward(model, more, past_key_values=cache, use_cache=True).logits, want)
-
-
 def as_embeddings(model: Any, inputs: TinyInputs) -> dict[str, Any]:
     """The same prompt with the embeddings of its ids, placeholders too."""
     given = {name: value for name, value in inputs.items() if name != "input_ids"}
@@ -303,10 +260,11 @@ def _masked_loss(model: Any, inputs: TinyInputs, gone: Dropped, labels: Tensor) 
 def hidden_states_come_back(family: str, plugin: Plugin) -> None:
     """Asking for hidden states changes no logits, and one tensor a layer comes back."""
     model, inputs = kit.model_of(family), tiny_inputs(family, (1, 2))
-    with attach(model, plugin):
+    with attach(model, plugin) as handle:
         out = kit.forward(model, inputs, output_hidden_states=True)
-        assert torch.equal(out.logits, kit.bare(model, inputs))
     assert len(out.hidden_states) == kit.LAYERS + 1
+    left = kit.survivors(handle, inputs)[-1]
+    kit.same(out.logits[left], kit.reference_logits(model, inputs, plugin, handle)[left])
 
 
 def hidden_states_are_logical(family: str, plugin: Plugin) -> None:

@@ -6,11 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from tests.contracts import checks, kit
+from tests.contracts import checks, checks_cache, kit
 from tests.contracts import checks_modes as modes
 from tests.contracts.cases import EASY, HARD, HARDEST, KEEP_ALL, METHOD_CASES
 from tests.tiny import FAMILIES, tiny_inputs, tiny_vlm
-from vlm_eff import attach
 from vlm_eff.core.plugin import Plugin
 from vlm_eff.tokens import fastv, pyramiddrop, random_drop, uniform_grid
 
@@ -84,12 +83,12 @@ def test_decoding_without_a_cache(family: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_cropping_stops_at_the_image(family: str) -> None:
-    modes.crop_stops_at_the_image(family, HARDEST)
+    checks_cache.crop_stops_at_the_image(family, HARDEST)
 
 
 @pytest.mark.parametrize("family", FEW)
 def test_a_cache_needs_its_handle(family: str) -> None:
-    modes.a_cache_needs_its_handle(family, HARDEST)
+    checks_cache.a_cache_needs_its_handle(family, HARDEST)
 
 
 @pytest.mark.parametrize("name", ["pyramiddrop", "uniform_grid"])
@@ -207,25 +206,15 @@ def test_an_offloaded_model(name: str) -> None:
 )
 @pytest.mark.parametrize("family", FEW)
 def test_flops_are_those_measured(family: str, plugin: Plugin) -> None:
-    """The report's analytic FLOPs, bare and attached, are what torch counts in the decoder's layers."""
-    from torch.utils.flop_counter import FlopCounterMode
+    checks.flops_are_measured(family, plugin)
 
-    model, inputs = kit.model_of(family, "eager"), tiny_inputs(family, (1, 2))
 
-    def measure() -> float:
-        with FlopCounterMode(display=False, depth=20) as counter:
-            kit.forward(model, inputs)
-        counts = counter.get_flop_counts()
-        names = [name for name in counts if name.rpartition(".")[0].endswith("layers") and "vision" not in name]
-        names = [name for name in names if "language_model" in name or "text_model" in name]
-        assert len(names) == kit.LAYERS
-        return float(sum(sum(counts[name].values()) for name in names))
+@pytest.mark.parametrize("attn", ["sdpa", "eager"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_unneeded_mask_or_cache_changes_nothing(family: str, attn: str) -> None:
+    checks.mask_and_cache_do_not_matter(family, attn, HARDEST)
 
-    bare = measure()
-    with attach(model, plugin) as handle:
-        attached = measure()
-    last = handle.stats().last
-    assert last is not None
-    assert abs(last.flops_bare - bare) <= 0.01 * bare
-    assert abs(last.flops - attached) <= 0.01 * attached
-    assert last.flops < last.flops_bare
+
+@pytest.mark.parametrize("family", FEW)
+def test_rows_of_a_cache_may_be_reordered(family: str) -> None:
+    checks_cache.cache_rows_follow(family, HARDEST)
