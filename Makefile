@@ -24,9 +24,10 @@ examples: $(VENV)/.dev
 	@set -e; for file in examples/*.py; do \
 	  echo "== $$file"; OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python $$file; done
 
-# paired timing of every method on the bundled model; ratios on a CPU, never absolute speed
+# the records behind README.md; on a CPU times are ratios, never absolute speed
 bench: $(VENV)/.dev
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m vlm_eff.eval.table
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/prefill.py
 
 # rewrite the generated parts of README.md
 readme: $(VENV)/.dev

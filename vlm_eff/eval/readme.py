@@ -1,10 +1,13 @@
 """The generated parts of README.md: `python -m vlm_eff.eval.readme --write` or `--check`.
 
-The method table comes from the registry, the results from the committed record; nobody types a number.
+The method table comes from the registry, the results from the committed record, the example's output from running it;
+nobody types a number.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import re
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,11 +17,13 @@ import typer
 import vlm_eff
 from vlm_eff.core.errors import StateError, explain
 from vlm_eff.eval.catalogue import families_text, method_rows
+from vlm_eff.eval.loading import quiet_libraries
 from vlm_eff.eval.record import Record, read_record
 from vlm_eff.eval.table import RECORD
 from vlm_eff.models.adapter import FAMILIES
 
 ROOT = Path(vlm_eff.__file__).resolve().parents[1]
+SPEED_RECORD = Path("benchmarks/results/prefill.json")
 README = ROOT / "README.md"
 
 
@@ -30,10 +35,26 @@ def render_readme() -> str:
         InputError: the record cannot be read.
     """
     text = README.read_text(encoding="utf-8")
+    text = _between(text, "output", f"```\n{example_output(text)}\n```")
     text = _between(text, "methods", method_table())
     record = ROOT / RECORD
     results = result_table(read_record(record)) if record.is_file() else "Not measured yet: `make bench`."
-    return _between(text, "results", results)
+    text = _between(text, "results", results)
+    speed = ROOT / SPEED_RECORD
+    times = speed_table(read_record(speed)) if speed.is_file() else "Not measured yet: `make bench`."
+    return _between(text, "speed", times)
+
+
+def example_output(text: str) -> str:
+    """What the README's first example prints, host times left out: they differ from run to run."""
+    code = re.search(r"<!-- example:begin -->\n```python\n(.*?)```", text, re.DOTALL)
+    if code is None:
+        raise StateError(explain("README.md has no example", "a python block after example:begin", "Put it back"))
+    printed = io.StringIO()
+    quiet_libraries()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(code[1], "README.md", "exec"), {"__name__": "readme"})
+    return "\n".join(line for line in printed.getvalue().splitlines() if " ms on the host" not in line)
 
 
 def method_table() -> str:
@@ -64,6 +85,23 @@ def result_table(record: Record) -> str:
         f"transformers {record.packages['transformers']}, {record.date}.",
     ]
     return "\n".join(lines)
+
+
+def speed_table(record: Record) -> str:
+    """The record of `benchmarks/prefill.py` as a Markdown table."""
+    config = record.config
+    lines = ["| plugin | n_eq | FLOPs | prefill time |", "|---|---|---|---|"]
+    for row in record.result:
+        low, high = row["time_ratio_interval"]
+        time = f"{row['time_ratio']:.2f} [{low:.2f}, {high:.2f}]"
+        lines.append(f"| `{row['plugin']}` | {row['n_eq']:.0f} | {row['flop_ratio']:.2f} | {time} |")
+    kind = "ratios only" if "CPU" in record.device else "ratios"
+    note = (
+        f"With the plugin / bare, {kind}: median of {record.n} interleaved pairs [95 % interval], tower included. "
+        f"{record.model}, {config['visual_tokens']} visual and {config['text_tokens']} text tokens, batch "
+        f"{config['batch']}, {config['dtype']}, {config['threads']} threads, {record.device}, {record.date}."
+    )
+    return "\n".join([*lines, "", note])
 
 
 def _result_row(row: dict[str, Any], tokens: int) -> str:

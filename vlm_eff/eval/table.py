@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 from rich.progress import Progress
 
+import vlm_eff
 from vlm_eff.eval.budgets import Setting, settings_at, sizes_of
 from vlm_eff.eval.compare import Arm, compare, timing_label
 from vlm_eff.eval.loading import load_subject, quiet_libraries
@@ -56,7 +57,7 @@ def measure(
             rows.append(_row(subject, setting, arm, easy, scenes))
     return Record(
         task="exact match of greedy answers: easy-VQA test questions, held-out scenes",
-        task_version=f"easy-vqa {version('easy-vqa')}; scenes of vlm-eff {version('vlm-eff')}",
+        task_version=f"easy-vqa {version('easy-vqa')}; scenes of vlm-eff {vlm_eff.__version__}",
         model=subject.name,
         config={
             "plugins": {setting.label: setting.plugin.to_dict() for setting in settings},

@@ -1,0 +1,169 @@
+"""The rules of the house, as tests: sizes, names, who may do what, and that what is listed is what is there."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import vlm_eff
+from tests import tiny
+from vlm_eff.eval.readme import README, render_readme
+from vlm_eff.models.adapter import FAMILIES
+
+PACKAGE = Path(vlm_eff.__file__).parent
+ROOT = PACKAGE.parent
+FILES = sorted(PACKAGE.rglob("*.py"))
+LONGEST_FILE, LONGEST_FUNCTION = 400, 60
+BANNED = {"utils.py", "helpers.py", "common.py", "misc.py"}
+# only these may know Hugging Face's names for what goes through a model
+BORDER = ("models", "reference", "eval")
+HUGGING_FACE_NAMES = ("past_key_values", "pixel_values", "image_grid_thw", "position_embeddings", "inputs_embeds")
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0]
+
+
+def test_there_is_something_to_check() -> None:
+    assert len(FILES) > 50
+
+
+def test_files_and_functions_are_short() -> None:
+    too_long = []
+    for path in FILES:
+        lines = len(path.read_text(encoding="utf-8").splitlines())
+        if lines > LONGEST_FILE:
+            too_long.append(f"{name_of(path)}: {lines} lines, split it by concept")
+        for node in functions(path):
+            length = (node.end_lineno or node.lineno) - node.lineno + 1
+            if length > LONGEST_FUNCTION and not is_mostly_docstring(node):
+                too_long.append(f"{name_of(path)}:{node.lineno} {node.name}: {length} lines")
+    assert not too_long, "\n".join(too_long)
+
+
+def is_mostly_docstring(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    body = node.body[1:] if ast.get_docstring(node) else node.body
+    return not body or (node.end_lineno or 0) - body[0].lineno + 1 <= LONGEST_FUNCTION // 2
+
+
+def test_no_file_is_a_drawer() -> None:
+    drawers = [name_of(path) for path in ROOT.rglob("*.py") if path.name in BANNED and ".venv" not in path.parts]
+    assert not drawers, f"name these by their concept: {drawers}"
+
+
+def test_hooks_are_registered_in_one_file() -> None:
+    allowed = PACKAGE / "models" / "seams.py"
+    found = {
+        path
+        for path in FILES
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Attribute) and node.attr.startswith("register_") and node.attr.endswith("_hook")
+    }
+    assert allowed in found
+    assert found == {allowed}
+
+
+def test_only_models_look_at_a_model() -> None:
+    found = []
+    for path in FILES:
+        if room_of(path) == "models":
+            continue
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "hasattr":
+                found.append(f"{name_of(path)}:{node.lineno} hasattr")
+            named = isinstance(node, ast.Constant | ast.keyword | ast.Attribute)
+            text = getattr(node, "value", None) if isinstance(node, ast.Constant) else getattr(node, "arg", None)
+            text = node.attr if isinstance(node, ast.Attribute) else text
+            if named and text in HUGGING_FACE_NAMES and room_of(path) not in BORDER:
+                found.append(f"{name_of(path)}:{node.lineno} {text}")
+    assert not found, f"ask the adapter: {found}"
+
+
+@pytest.mark.parametrize("name", sorted(vlm_eff.methods()))
+def test_every_method_says_where_it_comes_from(name: str) -> None:
+    method = vlm_eff.methods()[name]
+    text = inspect.getdoc(method.make) or ""
+    first = text.split("\n")[0]
+    assert first.endswith(".") and len(first) <= 120, "one plain sentence first"
+    for part in ("Raises:", "Args:", "Saves "):
+        assert part in text, f"the docstring of {name} lacks {part!r}"
+    assert method.acts and method.paper
+    if not method.paper.startswith("baseline"):
+        assert "Paper " in text and method.paper in text, f"the docstring of {name} does not name {method.paper}"
+    for parameter in inspect.signature(method.make).parameters:
+        assert f"{parameter}:" in text, f"the docstring of {name} does not explain {parameter}"
+
+
+def modules_with_all() -> list[str]:
+    named = []
+    for path in FILES:
+        if any(isinstance(n, ast.Assign) and getattr(n.targets[0], "id", "") == "__all__" for n in tree(path).body):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            named.append(".".join(parts[:-1] if parts[-1] == "__init__" else parts))
+    return named
+
+
+@pytest.mark.parametrize("name", modules_with_all())
+def test_all_is_true(name: str) -> None:
+    module = importlib.import_module(name)
+    listed = list(module.__all__)
+    # ruff (RUF022) keeps the order
+    assert len(set(listed)) == len(listed)
+    for item in listed:
+        assert getattr(module, item) is not None
+
+
+def test_every_method_is_offered_by_its_room() -> None:
+    for name, method in vlm_eff.methods().items():
+        if method.room != "third party":
+            room = importlib.import_module(f"vlm_eff.{method.room}")
+            assert getattr(room, name) is method.make
+            assert name in room.__all__
+
+
+def test_every_method_has_contract_cases() -> None:
+    if importlib.util.find_spec("tests.contracts.cases") is None:
+        pytest.skip("tests/contracts/cases.py does not exist yet")
+    cases = importlib.import_module("tests.contracts.cases").METHOD_CASES
+    assert set(cases) == {name for name, method in vlm_eff.methods().items() if method.room != "third party"}
+
+
+def test_all_families_are_tested() -> None:
+    # the method table says "all", which the contract tests make true on these
+    assert set(tiny.FAMILIES) == set(FAMILIES)
+
+
+def test_every_public_function_has_a_docstring() -> None:
+    bare = []
+    for path in FILES:
+        for node in tree(path).body:
+            public = isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
+            if public and not ast.get_docstring(node):
+                bare.append(f"{name_of(path)}:{node.lineno} {node.name}")
+        if not ast.get_docstring(tree(path)) and path.read_text(encoding="utf-8").strip():
+            bare.append(name_of(path))
+    assert not bare, "\n".join(bare)
+
+
+def test_readme_is_fresh() -> None:
+    assert README.read_text(encoding="utf-8") == render_readme(), "run: make readme"
