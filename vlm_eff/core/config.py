@@ -18,7 +18,7 @@ _PARTS: dict[str, type] = {}
 def part(cls: T) -> T:
     """Register a dataclass under its class name so that `from_dict` can rebuild it."""
     known = _PARTS.get(cls.__name__)
-    if known is not None and known.__qualname__ != cls.__qualname__:
+    if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
         raise ConfigError(
             explain(f"two parts are named {cls.__name__!r}", "one class a name", "Rename one of the two classes")
         )
@@ -103,7 +103,7 @@ def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
         raise problem
     arguments: dict[str, Any] = {}
     for keyword in call.keywords:
-        if keyword.arg is None:
+        if keyword.arg is None or keyword.arg in arguments:
             raise problem
         arguments[keyword.arg] = _literal(keyword.value, problem)
     return name.strip(), arguments

@@ -44,7 +44,8 @@ class Keep:
                 )
             )
         check_ratio("keep_ratio", self.ratio)
-        if self.count is not None and (isinstance(self.count, bool) or int(self.count) != self.count or self.count < 1):
+        whole = isinstance(self.count, int) and not isinstance(self.count, bool)
+        if self.count is not None and (not whole or self.count < 1):
             raise ConfigError(
                 explain(
                     f"keep_count={self.count!r}", "a whole number of at least 1", "Give the number of tokens to keep"

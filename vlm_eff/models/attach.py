@@ -49,6 +49,9 @@ def attach(model: Any, *plugins: Plugin) -> Handle:
         undo.run()
         raise
     handle = Handle(bound, runtime, undo)
+    # as long as the hooks are on the model the handle lives, held or not: a second attach has to find it
+    runtime.handle = handle
+    undo.push(lambda: setattr(runtime, "handle", None))
     _ATTACHED[adapter.core] = weakref.ref(handle)
     return handle
 

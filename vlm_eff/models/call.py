@@ -22,7 +22,12 @@ T = TypeVar("T")
 
 @dataclass
 class Entry:
-    """What the core model was called with, before anything is embedded; `owner` is the runtime it belongs to."""
+    """What the core model was called with, before anything is embedded; `owner` is the runtime it belongs to.
+
+    pictured:   images or videos came along. Without, a placeholder among the ids stands for nothing: assisted decoding
+                may repeat one of the prompt's
+    unverified: candidates of assisted decoding at the end, which are never the query
+    """
 
     owner: object
     ids: Tensor | None = None
@@ -30,6 +35,7 @@ class Entry:
     mask: Tensor | None = None
     labels: Tensor | None = None
     unverified: int = 0
+    pictured: bool = False
 
 
 @dataclass(frozen=True)
@@ -130,9 +136,6 @@ def find_spans(adapter: Adapter, entry: Entry, embeds: Tensor, positions: Tensor
     """
     image, video = _placeholders(adapter, entry, embeds)
     visual = image | video
-    if entry.unverified:
-        # a candidate of assisted decoding may repeat a placeholder of the prompt; there is no image behind it
-        visual[:, -entry.unverified :] = False
     if not visual.any():
         return None
     newline = adapter.newline()

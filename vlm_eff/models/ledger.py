@@ -40,9 +40,12 @@ class Ledger:
         assert call.spans is not None and call.survivors is not None
         call.stages.append(Stage(plugin, layer, before, call.spans.count, call.survivors.fillers))
 
+    def begin(self) -> None:
+        """Note that the decoder was entered, whatever becomes of it."""
+        self._calls += 1
+
     def close(self, call: Call, cache: Any) -> None:
         """Note a finished pass through the decoder."""
-        self._calls += 1
         self._stored = _stored(cache, call.rows)
         if call.length == 1:
             self._decode_steps += 1
@@ -99,7 +102,7 @@ class Ledger:
         if isinstance(slots, int):
             slots = Slots.plain(rows, slots, torch.device("cpu"))
         index, valid = slots.positions()
-        return index.masked_fill(~valid, -1).cpu()[:, None].expand(-1, heads, -1)
+        return index.masked_fill(~valid, -1).cpu().expand(rows, -1)[:, None].expand(-1, heads, -1)
 
     def _check(self, layer: int) -> None:
         if not 0 <= layer < self._adapter.num_layers:
@@ -121,8 +124,15 @@ def _stored(cache: Any, rows: int) -> list[tuple[Slots | int, int, int]]:
     made: list[tuple[Slots | int, int, int]] = []
     for layer in cache.layers:
         heads = layer.keys.shape[1] if layer.keys is not None and layer.keys.dim() == 4 else 1
-        made.append((layer.slots if is_logical(layer) else int(layer.get_seq_length()), rows, heads))
+        made.append((layer.slots if is_logical(layer) else _plain(layer), rows, heads))
     return made
+
+
+def _plain(layer: Any) -> Slots | int:
+    """What an untouched layer stores: everything, or the end of it when it slides."""
+    length = int(layer.get_seq_length())
+    stored = int(layer.keys.shape[-2]) if getattr(layer, "is_sliding", False) and length else length
+    return length if stored == length else Slots.plain(1, length, torch.device("cpu")).keep_last(stored)
 
 
 def _element_bytes(cache: Any) -> tuple[tuple[int, int], ...]:

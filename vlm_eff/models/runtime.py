@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vlm_eff.core.handle import Undo
+from vlm_eff.core.handle import Handle, Undo
 from vlm_eff.core.plugin import Plugin, Site
 from vlm_eff.core.report import Stats, VisualTokens
 from vlm_eff.models import refusals, seams
@@ -45,6 +45,7 @@ class Runtime:
         self.adapter = adapter
         self.plugins = plugins
         self.active = True
+        self.handle: Handle | None = None
         self.ledger = Ledger(adapter, plugins)
         self._at: dict[int, list[Plugin]] = defaultdict(list)
         for plugin in plugins:
@@ -105,8 +106,10 @@ class Runtime:
     def _top_before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         # a failed forward may have left its state behind: every outermost call begins anew
         _CALL.set(None)
+        # assisted decoding asks for the logits of its candidates, and always brings a cache
         keep = kwargs.get("logits_to_keep")
-        unverified = max(keep - 1, 0) if isinstance(keep, int) else 0
+        assisted = isinstance(keep, int) and keep > 1 and kwargs.get("past_key_values") is not None
+        unverified = keep - 1 if assisted else 0
         _ENTRY.set(Entry(self, labels=kwargs.get("labels"), unverified=unverified) if self.active else None)
 
     def _core_before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -123,8 +126,9 @@ class Runtime:
         encoded = {name: value for name, value in (kwargs.get("mm_encoder_outputs") or {}).items() if value is not None}
         refusals.refuse_split_prompt(encoded)
         pixels = any(kwargs.get(name) is not None for name in ("pixel_values", "pixel_values_videos"))
+        entry.pictured = pixels or bool(encoded) or entry.ids is None
         if entry.ids is not None and entry.ids.shape[1] > 1:
-            refusals.refuse_missing_placeholders(pixels or bool(encoded), has_placeholders(self.adapter, entry.ids))
+            refusals.refuse_missing_placeholders(entry.pictured, has_placeholders(self.adapter, entry.ids))
         _ENTRY.set(entry)
 
     def _decoder_before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -133,6 +137,7 @@ class Runtime:
         _ENTRY.set(None)
         if not self.active or embeds is None:
             return
+        self.ledger.begin()
         cache = kwargs.get("past_key_values")
         refusals.refuse_cache(cache)
         rows, length = embeds.shape[:2]
@@ -140,7 +145,7 @@ class Runtime:
         call = Call(entry or Entry(self), rows, length, past, embeds.device)
         deepstack = kwargs.get("deepstack_visual_embeds")
         call.restore_until = len(deepstack) if deepstack is not None else 0
-        if entry is not None and length > 1:
+        if entry is not None and length > 1 and entry.pictured:
             call.spans = find_spans(self.adapter, entry, embeds, kwargs.get("position_ids"))
         if call.spans is not None:
             call.original = call.spans
@@ -297,6 +302,8 @@ class Runtime:
         if isinstance(output, tuple):
             return (call.survivors.scatter(output[0]), *output[1:])
         output.last_hidden_state = call.survivors.scatter(output.last_hidden_state)
+        if output.get("hidden_states") is not None:
+            output.hidden_states = tuple(_full_length(call, states) for states in output.hidden_states)
         return output
 
 
@@ -313,6 +320,12 @@ def _per_image(call: Call) -> Tensor:
     images = int(spans.image.max()) + 1
     made = spans.slot.new_zeros(call.rows, images)
     return made.scatter_add_(1, spans.image, spans.valid.to(made.dtype))
+
+
+def _full_length(call: Call, states: Tensor) -> Tensor:
+    """Hidden states of one layer at full length; within a call a length belongs to one map only."""
+    maps = {present.size: present for present in call.maps.values()}
+    return states if states.shape[1] == call.length else maps[states.shape[1]].scatter(states)
 
 
 def _cache_layer(cache: Any, index: int) -> Any:

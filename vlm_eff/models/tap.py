@@ -21,6 +21,19 @@ from vlm_eff.core.handle import Undo
 
 _NUMBER = itertools.count()
 
+
+class TapName(str):
+    """Name of a tap; a deep copy of the config it stands in gets the base's name, for the copy is nobody's to tap."""
+
+    base: str
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> str:
+        return self.base
+
+    def __reduce__(self) -> tuple[type[str], tuple[str]]:
+        return str, (self.base,)
+
+
 Sink = Callable[[int, Tensor, Tensor, Any, dict[str, Any]], None]
 
 
@@ -45,7 +58,8 @@ def install_tap(attention: dict[int, nn.Module], sink: Sink, undo: Undo) -> None
         return base(module)(module, query, key, value, attention_mask, **kwargs)
 
     # transformers looks for "flash" in the name to choose its flash-only paths
-    name = f"efftap_flash{next(_NUMBER)}" if "flash" in base_name else f"efftap{next(_NUMBER)}"
+    name = TapName(f"efftap_flash{next(_NUMBER)}" if "flash" in base_name else f"efftap{next(_NUMBER)}")
+    name.base = base_name
     AttentionInterface.register(name, tap)
     undo.push(lambda: AttentionInterface._global_mapping.pop(name, None))
     AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[base_name])

@@ -50,6 +50,8 @@ def check_layers(layers: Sequence[int] | None, count: int | None = None) -> None
     """Raise `ConfigError` unless `layers` is None or an ascending sequence of layers (of `count` of them)."""
     if layers is None:
         return
+    if not isinstance(layers, Sequence) or isinstance(layers, str):
+        raise ConfigError(explain(f"layers={layers!r}", "a sequence of layers, such as (8, 16, 24)", "Give a tuple"))
     ascending = all(isinstance(item, int) for item in layers) and list(layers) == sorted(set(layers))
     if not layers or not ascending or (count is not None and len(layers) != count):
         accepted = f"{count or 'one or more'} ascending layers, such as (8, 16, 24)"
