@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from tests.contracts import kit
 from tests.contracts.snapshot import assert_unchanged, snapshot
@@ -100,6 +101,13 @@ class Broken(Plugin):
 
     def at(self, site: Site, view: Any) -> Action | None:
         raise ZeroDivisionError("broken on purpose")
+
+
+class Pipe:
+    """What attach needs of a transformers pipeline."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
 
 
 def error_in_plugin_restores(family: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import DynamicCache
 
 from tests.contracts import kit
 from tests.contracts.checks import image_tokens
@@ -176,7 +177,9 @@ def candidates_do_not_move_the_choice(family: str, plugin: Plugin) -> None:
     for name in ("input_ids", TYPE_IDS.get(family, "input_ids")):
         longer[name] = torch.cat([inputs[name], extra[name]], 1)
     plain = kit.attached(model, inputs, plugin).handle
-    longer_run = kit.attached(model, longer, plugin, logits_to_keep=4).handle
+    # as assisted decoding calls it: with a cache, for the logits behind the prompt and behind every candidate
+    cache = DynamicCache(config=model.config.get_text_config())
+    longer_run = kit.attached(model, longer, plugin, past_key_values=cache, logits_to_keep=4).handle
     for layer in range(kit.LAYERS):
         want = plain.survivors(layer)[0].tolist()
         assert longer_run.survivors(layer)[0].tolist()[: len(want)] == want

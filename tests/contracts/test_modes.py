@@ -9,6 +9,7 @@ from torch import nn
 from tests.contracts import checks, checks_cache, kit
 from tests.contracts import checks_modes as modes
 from tests.contracts.cases import EASY, HARD, HARDEST, KEEP_ALL, METHOD_CASES
+from tests.contracts.checks_life import Pipe
 from tests.tiny import FAMILIES, tiny_inputs, tiny_vlm
 from vlm_eff.core.plugin import Plugin
 from vlm_eff.tokens import fastv, pyramiddrop, random_drop, uniform_grid
@@ -159,13 +160,6 @@ def test_bfloat16_runs(family: str, name: str) -> None:
 
 
 # ------------------------------------------------------------------ wrappers
-
-
-class Pipe:
-    """What attach needs of a transformers pipeline."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
 
 
 def test_a_pipeline() -> None:

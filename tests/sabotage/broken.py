@@ -1,0 +1,237 @@
+"""Stand-ins for pieces of the library, each broken in one way: `make(original) -> replacement`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from vlm_eff.core.action import Keep
+from vlm_eff.models.token_map import TokenMap
+
+Make = Callable[[Any], Any]
+"""the original -> what stands in for it"""
+
+
+def after(change: Callable[[Any], Any]) -> Make:
+    """The original with its result changed."""
+    return lambda original: lambda *args, **kwargs: change(original(*args, **kwargs))
+
+
+def always(value: Any) -> Make:
+    return lambda original: lambda *args, **kwargs: value
+
+
+def prop(change: Callable[[Any], Any]) -> Make:
+    """A property with its value changed."""
+    return lambda original: property(lambda self: change(original.fget(self)))
+
+
+def unsorted(original: Any) -> Any:
+    def narrow(self: TokenMap, keep: Any) -> Any:
+        made, order = original(self, keep)
+        return replace(made, index=_swap(made.index)), _swap(order)
+
+    return narrow
+
+
+def _swap(index: Any) -> Any:
+    return torch.cat([index[:, :3], index[:, 3:5].flip(1), index[:, 5:]], 1)
+
+
+def fillers_last(original: Any) -> Any:
+    """Rows are padded at the end, and say that they are not."""
+
+    def narrow(self: TokenMap, keep: Any) -> Any:
+        made, order = original(self, keep)
+        return replace(made, valid=torch.ones_like(made.valid), ragged=False), order
+
+    return narrow
+
+
+def forgets_columns(original: Any) -> Any:
+    def map_mask(mask: Any, keys: Any, valid: Any, queries: Any, total: int, length: int) -> Any:
+        if mask is None:
+            return None
+        made = mask[..., -keys.shape[1] :]
+        return made if queries is None or mask.dim() == 2 else made[:, :, -queries.size :]
+
+    return map_mask
+
+
+def ignores_fillers(original: Any) -> Any:
+    return lambda mask, keys, valid, queries, total, length: original(mask, keys, None, queries, total, length)
+
+
+def drops_text(original: Any) -> Any:
+    """The mask of what goes also marks the slot before the first candidate."""
+
+    def mask(self: Any, length: int) -> Any:
+        made = original(self, length)
+        return made | made.roll(-1, 1)
+
+    return mask
+
+
+def tap_without_mask(original: Any) -> Any:
+    def install(attention: Any, sink: Any, undo: Any) -> None:
+        from transformers import AttentionMaskInterface
+
+        before = set(AttentionMaskInterface._global_mapping)
+        original(attention, sink, undo)
+        for name in set(AttentionMaskInterface._global_mapping) - before:
+            del AttentionMaskInterface._global_mapping[name]
+
+    return install
+
+
+def global_random(original: Any) -> Any:
+    return lambda self, view: torch.rand(view.spans.slot.shape)
+
+
+def numbered_rows(original: Any) -> Any:
+    return lambda self: tuple(range(self.rows))
+
+
+def ignores_padding(original: Any) -> Any:
+    return lambda self: torch.full((self.rows,), self.length - 1 - self.entry.unverified)
+
+
+def ignores_candidates(original: Any) -> Any:
+    return lambda self: original(self) + self.entry.unverified
+
+
+class OneForAll:
+    """A context variable that all threads share."""
+
+    def __init__(self) -> None:
+        self._value: Any = None
+
+    def get(self) -> Any:
+        return self._value
+
+    def set(self, value: Any) -> None:
+        self._value = value
+
+
+def forgets_undo(original: Any) -> Any:
+    """Hooks after modules stay on."""
+    return lambda module, call, undo: original(module, call, type(undo)())
+
+
+def forgets_first(original: Any) -> Any:
+    def run(self: Any) -> None:
+        self._actions = self._actions[1:]
+        original(self)
+
+    return run
+
+
+def leaves_on_error(original: Any) -> Any:
+    return lambda self, *exception: None if exception[0] is not None else original(self, *exception)
+
+
+def trusts_everybody(original: Any) -> Any:
+    """A cache layer that takes tokens without being told which."""
+
+    def update(self: Any, keys: Any, values: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.ticket is None:
+            self.ticket = lambda slots: slots.grow(keys.shape[-2])
+        return original(self, keys, values, *args, **kwargs)
+
+    return update
+
+
+def forgets_slots(original: Any) -> Any:
+    def move(self: Any, rows: Any) -> None:
+        slots = self.slots
+        original(self, rows)
+        self.slots = slots
+
+    return move
+
+
+def forgets_past(original: Any) -> Any:
+    return lambda self, survivors, last, shift: original(
+        replace(self, stop=max(self.stop - 1, 0)), survivors, last, shift
+    )
+
+
+def physical(original: Any) -> Any:
+    return lambda self: self.slots.stored
+
+
+def touches(original: Any) -> Any:
+    return lambda self, index, args, kwargs: ((args[0] * 1.001,), kwargs)
+
+
+def always_drops(original: Any) -> Any:
+    def at(self: Any, site: Any, view: Any) -> Keep:
+        every = torch.arange(1, view.spans.slot.shape[1])[None].expand(len(view.spans.slot), -1)
+        return Keep(every, view.spans.valid[:, 1:])
+
+    return at
+
+
+def rounds(original: Any) -> Any:
+    """Something small goes through float32."""
+    return lambda self, tensor: original(self, tensor.float().to(tensor.dtype))
+
+
+def additive_masks_unread(original: Any) -> Any:
+    def hide(logits: Any, mask: Any, query_slot: Any, past: int) -> Any:
+        is_additive = isinstance(mask, torch.Tensor) and mask.is_floating_point()
+        return original(logits, None if is_additive else mask, query_slot, past)
+
+    return hide
+
+
+def previous_layer(original: Any) -> Any:
+    def row(self: Any, layer: int) -> Any:
+        made = original(self, layer)
+        return replace(made, layer=made.layer - 1) if self.when == "inside" else replace(made, rope=False)
+
+    return row
+
+
+def with_rotation(original: Any) -> Any:
+    return lambda self, layer: replace(original(self, layer), rope=True)
+
+
+def no_shift(original: Any) -> Any:
+    return after(lambda made: (made[0], torch.zeros_like(made[1])))(original)
+
+
+def gaps_stay(original: Any) -> Any:
+    """Positions with gaps where they should have been numbered anew."""
+
+    def renumber(call: Any, position_ids: Any, survivors: Any, past: Any) -> Any:
+        made, shift = original(call, position_ids, survivors, past)
+        return position_ids.expand_as(made), shift
+
+    return renumber
+
+
+def shifted(original: Any) -> Any:
+    return lambda y, x, height, width, *shape: original((y - 1).clamp(min=0), x, height, width, *shape)
+
+
+def column_major(original: Any) -> Any:
+    def add(self: Any, slots: Any, y: Any, x: Any) -> None:
+        original(self, slots, x, y)
+
+    return add
+
+
+def one_layer_more(original: Any) -> Any:
+    return lambda layer, tokens, keys: original(layer, tokens, keys * 1.1 + 3)
+
+
+def before_instead_of_got(original: Any) -> Any:
+    def note(self: Any, call: Any, plugin: str, layer: int, before: Any) -> None:
+        original(self, call, plugin, layer, before)
+        call.stages[-1] = replace(call.stages[-1], got=before)
+
+    return note
