@@ -3,11 +3,16 @@
 import json
 import subprocess
 import sys
+import tomllib
+from importlib import import_module, metadata
+from pathlib import Path
 
+import pytest
 from typer.testing import CliRunner
 
 import vlm_eff
 from vlm_eff.cli import app
+from vlm_eff.core import registry
 
 
 def test_version_and_help_do_not_import_torch() -> None:
@@ -53,3 +58,20 @@ def test_methods_table_names_every_method() -> None:
     assert result.exit_code == 0
     for name in vlm_eff.methods():
         assert name in result.stdout
+
+
+def test_installed_script_points_at_the_command_line() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    module, _, name = project["scripts"]["vlm-eff"].partition(":")
+    assert callable(getattr(import_module(module), name))
+
+
+def test_a_broken_package_is_named_and_harms_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    point = metadata.EntryPoint("their_method", "no_such_package:method", "vlm_eff.plugins")
+    monkeypatch.setattr(registry.metadata, "entry_points", lambda group: [point])
+    monkeypatch.setattr(registry, "BROKEN_ENTRY_POINTS", broken := {})
+    monkeypatch.setattr("vlm_eff.cli.methods.BROKEN_ENTRY_POINTS", broken)
+    result = CliRunner().invoke(app, ["methods", "--json"])
+    assert result.exit_code == 0
+    assert "fastv" in {row["name"] for row in json.loads(result.stdout)}
+    assert "'their_method'" in result.stderr and "no_such_package" in result.stderr

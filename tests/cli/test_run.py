@@ -141,3 +141,11 @@ def test_explain_describes_the_model(model_folder: Path, tmp_path: Path) -> None
     assert "llava" in result.stdout
     assert "8 layers" in result.stdout
     refused(call("explain", "--model", tmp_path), 1, "no folder with a config.json")
+
+
+def test_bundled_model_is_the_default(picture: str) -> None:
+    result = call("run", "--device", "cpu", "--image", picture, "--prompt", "what is it?", "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["model"] == "bundled model"
+    assert found["answer"]
