@@ -106,6 +106,7 @@ def test_usage_errors(model_folder: Path, picture: str) -> None:
     refused(run(model_folder, "--image", picture, prompt=" "), 2, "no --prompt")
     refused(run(model_folder, "--image", picture, "--plugin", "fastw"), 2, "there is no method 'fastw'", "'fastv'")
     refused(run(model_folder, "--image", picture, "--plugin", "fastv:keep=1"), 2, "keep_ratio")
+    refused(run(model_folder, "--image", picture, "--compare", "--pairs", 2), 2, "at least 3")
     refused(run(model_folder, "--image", picture, "--compare"), 2, "--compare without --plugin")
     twice = ("--plugin", "fastv", "--plugin", "fastv")
     refused(run(model_folder, "--image", picture, *twice), 2, "twice")

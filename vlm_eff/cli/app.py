@@ -90,6 +90,8 @@ def run_command(
         )
     if not prompt.strip():
         raise typer.BadParameter("got no --prompt; accepted is a question or an instruction. Write what to ask.")
+    if pairs in (1, 2):
+        raise typer.BadParameter(f"got --pairs {pairs}; accepted is 0 or at least 3. Give more pairs.")
     from vlm_eff.cli.run import RunOptions, run_compare, run_once
 
     options = RunOptions(
