@@ -89,6 +89,13 @@ def spans_are_the_true_layout(family: str, rows: tuple[int, ...], video: bool | 
     assert got == want
 
 
+def close_frames_are_told_apart() -> None:
+    """A densely sampled Qwen2.5 video: two frames a time position, each with a grid of its own."""
+    model, inputs = kit.model_of("qwen2_5_vl"), tiny_inputs("qwen2_5_vl", (1,), video=True)
+    inputs["second_per_grid_ts"] = torch.tensor([0.1])
+    assert found_cells(model, inputs) == true_cells(inputs)
+
+
 def found_cells(model: Any, inputs: TinyInputs) -> list[list[tuple[int, ...]]]:
     """What the library finds, as (slot, image, group, y, x) of each candidate of each row."""
     seen: dict[str, Any] = {}

@@ -51,17 +51,10 @@ def test_what_is_no_plain_value_is_refused() -> None:
         to_dict(Outer(Inner(), {1}))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(
-    "attributes",
-    [
-        {"__qualname__": "Elsewhere.Inner"},
-        pytest.param(
-            {"__module__": "elsewhere"},
-            marks=pytest.mark.xfail(strict=True, reason="bug: a part of another module replaces ours silently"),
-        ),
-    ],
-    ids=["other class", "other module"],
-)
+OTHERS = {"other class": {"__qualname__": "Elsewhere.Inner"}, "other module": {"__module__": "elsewhere"}}
+
+
+@pytest.mark.parametrize("attributes", OTHERS.values(), ids=OTHERS)
 def test_two_parts_of_one_name_are_refused(attributes: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(config, "_PARTS", dict(config._PARTS))
     with pytest.raises(ConfigError, match="two parts are named 'Inner'"):
@@ -85,7 +78,6 @@ def test_specs_are_read(spec: str, name: str, arguments: dict[str, Any]) -> None
     assert parse_spec(spec) == (name, arguments)
 
 
-TWICE = pytest.mark.xfail(strict=True, reason="bug: of an argument given twice the last one wins silently")
 UNREADABLE = [
     "",
     ":",
@@ -99,7 +91,7 @@ UNREADABLE = [
     "f:a=1)+(b",
     "f:a=1;b=2",
 ]
-UNREADABLE += ["f:a=[x for x in (1,)]", "f:a=__import__('os')", pytest.param("f:layer=2,layer=3", marks=TWICE)]
+UNREADABLE += ["f:a=[x for x in (1,)]", "f:a=__import__('os')", "f:layer=2,layer=3"]
 
 
 @pytest.mark.parametrize("spec", UNREADABLE, ids=repr)

@@ -235,3 +235,14 @@ def before_instead_of_got(original: Any) -> Any:
         call.stages[-1] = replace(call.stages[-1], got=before)
 
     return note
+
+
+def forgets_an_image(original: Any) -> Any:
+    """The second call does not find its image."""
+    calls: list[int] = []
+
+    def find(*args: Any) -> Any:
+        calls.append(1)
+        return None if len(calls) == 2 else original(*args)
+
+    return find

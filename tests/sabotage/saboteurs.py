@@ -118,6 +118,8 @@ SABOTEURS: dict[str, Saboteur] = {
     "rows and columns are exchanged": Saboteur(
         f"{MODELS}.visual.CellWriter._add", broken.column_major,
         checks_sets.spans_are_the_true_layout, ("llava", (1, 2, 0))),
+    "frames are not parted": Saboteur(
+        f"{MODELS}.visual.CellWriter._add", broken.column_major, checks_sets.close_frames_are_told_apart, ()),
     "the global generator is used": Saboteur(
         f"{TOKENS}.scores.RandomScore.__call__", broken.global_random,
         checks_sets.random_choice_is_the_prompts, ("llava",)),
@@ -200,6 +202,12 @@ SABOTEURS: dict[str, Saboteur] = {
     "hidden states cost the output": Saboteur(
         f"{MODELS}.runtime.Runtime._decoder_after", always(None),
         checks_modes.hidden_states_come_back, ("llava", HARDEST)),
+    "hidden states stay short": Saboteur(
+        f"{MODELS}.runtime._full_length", lambda original: lambda call, states: states,
+        checks_modes.hidden_states_are_logical, ("llava", HARDEST)),
+    "logits that are asked for are taken for candidates": Saboteur(
+        f"{MODELS}.runtime.find_spans", broken.forgets_an_image,
+        checks_modes.all_logits_drop_the_same, ("llava", HARD["uniform_grid"])),
     "wrappers are not opened": Saboteur(
         f"{MODELS}.adapter.unwrap", lambda original: lambda model: model,
         checks_modes.wrapped_equals_plain, ("llava", HARDEST, Pipe, lambda pipe: pipe.model, tiny_vlm("llava"))),
