@@ -153,3 +153,15 @@ def test_every_family_is_asked_and_yes_and_no_are_even():
         share = answers["yes"] / answers.total()
         assert 0.4 < share < 0.6, (family, answers)
     assert {question.answer for question in found if question.family == "read_word"} <= set(WORDS)
+
+
+def test_boxes_hold_what_the_question_names():
+    for scene in held_out(60):
+        picture = np.asarray(render(scene))
+        for question in questions(scene, 0):
+            expected = {"count": 0, "yes_no": 0, "relation": 2}.get(question.family, 1)
+            assert len(question.boxes) == expected, question
+            if question.family == "colour":
+                left, top, right, bottom = question.boxes[0]
+                inside = (picture[top:bottom, left:right] == np.array(COLOURS[question.answer])).all(-1)
+                assert inside.mean() > 0.2

@@ -21,6 +21,7 @@ from .dense import GLOBAL_CLASSES, HEADS, IGNORE, global_targets, global_targets
 from .easy_vqa import COLOURS, SHAPES, load_easy_vqa
 from .model import VISUAL_TOKENS
 from .naming import GROUPS, naming_targets
+from .pointing import patch_mask, pointing_targets
 from .questions import Question
 from .scenes import IMAGE_SIZE, Scene, make_scene, questions, render
 
@@ -41,6 +42,8 @@ class Batch:
     patch_target: torch.Tensor  # [B, heads, patches]
     global_target: torch.Tensor  # [B, classes]
     naming_target: torch.Tensor  # [B, groups, patches]
+    pointing_places: torch.Tensor  # [N, 2], row and column of tokens that should look at something
+    pointing_target: torch.Tensor  # [N, patches] of bool
 
     def attention_mask(self) -> torch.Tensor:
         """Return who may look at whom, [B, 1, L, L] of bool."""
@@ -79,6 +82,7 @@ class BatchMaker:
         self._cue = [table["assistant"], table[":"]]
         self._pad, self._end = table["<pad>"], table["</s>"]
         self._ids = lru_cache(maxsize=100_000)(self._tokenise)
+        self._words = lru_cache(maxsize=100_000)(lambda text: self.tokenizer.convert_ids_to_tokens(self._ids(text)))
         images = processor.image_processor
         self._mean = torch.tensor(images.image_mean).view(1, 3, 1, 1) * 255
         self._std = torch.tensor(images.image_std).view(1, 3, 1, 1) * 255
@@ -103,6 +107,7 @@ class BatchMaker:
         pixels, patch_target, global_target, naming_target, asked = zip(*rows, strict=True)
         packed = [self._pack(turns) for turns in asked]
         images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float()
+        places, masks = _pointing(packed)
         batch = Batch(
             pixels=((images - self._mean) / self._std).contiguous(),
             tokens=torch.tensor([row[0] for row in packed]),
@@ -112,6 +117,8 @@ class BatchMaker:
             patch_target=torch.from_numpy(np.stack(patch_target)),
             global_target=torch.from_numpy(np.stack(global_target)),
             naming_target=torch.from_numpy(np.stack(naming_target)),
+            pointing_places=places,
+            pointing_target=masks,
         )
         kept = [max(row[2]) for row in packed]  # questions that fitted into the row
         families = [turn.family for turns, count in zip(asked, kept, strict=True) for turn in turns[:count]]
@@ -134,23 +141,45 @@ class BatchMaker:
     def _tokenise(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    def _pack(self, asked: list[Question]) -> tuple[list[int], list[int], list[int], list[int]]:
+    def _pack(self, asked: list[Question]) -> tuple[list[int], list[int], list[int], list[int], list]:
         tokens = list(self._start)
         positions = list(range(PREFIX_LENGTH))
         turns = [0] * PREFIX_LENGTH
         targets = [IGNORE] * PREFIX_LENGTH
+        placed = []
         for number, question in enumerate(asked, start=1):
             prompt = self._ids(question.text) + self._cue
             answer = [*self._ids(question.answer), self._end]
             turn = prompt + answer
             if len(tokens) + len(turn) > ROW_LENGTH:
                 break
+            words = self._words(question.text)
+            placed.append((question, len(tokens), words))
             tokens += turn
             positions += range(PREFIX_LENGTH, PREFIX_LENGTH + len(turn))
             turns += [number] * len(turn)
             targets += [IGNORE] * (len(prompt) - 1) + answer + [IGNORE]
         left = ROW_LENGTH - len(tokens)
-        return tokens + [self._pad] * left, positions + [0] * left, turns + [-1] * left, targets + [IGNORE] * left
+        return (
+            tokens + [self._pad] * left,
+            positions + [0] * left,
+            turns + [-1] * left,
+            targets + [IGNORE] * left,
+            placed,
+        )
+
+
+def _pointing(packed: list[tuple]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the places of all tokens that should look at something, [N, 2], and at which patches, [N, patches]."""
+    places, masks = [], []
+    for row, (*_, placed) in enumerate(packed):
+        boxes = [patch_mask(box) for question, _, _ in placed for box in question.boxes]
+        for column, box in pointing_targets(placed):
+            places.append((row, column))
+            masks.append(boxes[box])
+    if not places:
+        return torch.zeros(0, 2, dtype=torch.long), torch.zeros(0, VISUAL_TOKENS, dtype=torch.bool)
+    return torch.tensor(places), torch.stack(masks)
 
 
 def load_easy_images() -> list[EasyImage]:

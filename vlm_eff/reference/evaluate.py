@@ -138,25 +138,29 @@ def _part(model, processor, samples: Sequence[Sample], training: Sequence[Questi
     }
 
 
-def evaluation_record(
-    model: LlavaForConditionalGeneration,
-    processor: LlavaProcessor,
-    scenes: int,
-    limit: int | None = None,
-    batch_size: int = 64,
-) -> dict:
-    """Return what a model reaches on held-out scenes and on easy-VQA's test split, and how."""
-    easy = easy_vqa_samples("test", limit)
-    easy_training = [Question(text, answer, family_of(answer)) for _, text, answer in load_easy_vqa("train")]
-    scene_training = [q for seed in range(_BASELINE_SCENES) for q in questions(make_scene(seed, "train"), 0)]
-    easy_part = _part(model, processor, easy, easy_training, batch_size)
-    named = [sample for sample in easy if sample.question.family != "easy_vqa_yes_no"]
-    hits = sum(easy_part["accuracy"][name] * easy_part["count"][name] for name in family_counts(named) if name != "all")
-    easy_part["non_binary_accuracy"] = round(hits / len(named), 4) if named else None
-    easy_part["one_answer_baseline"] = round(Counter(s.question.answer for s in easy)["yes"] / len(easy), 4)
-    easy_part["split"] = "test, all questions" if limit is None else f"test, first {limit} questions"
-    scene_part = _part(model, processor, scene_samples("test", scenes), scene_training, batch_size)
-    scene_part["split"] = f"test, scenes 0 to {scenes - 1}, one question of each family that a scene allows"
+def easy_vqa_record(model, processor, limit: int | None, batch_size: int) -> dict:
+    """Return what a model reaches on easy-VQA's test split."""
+    samples = easy_vqa_samples("test", limit)
+    training = [Question(text, answer, family_of(answer)) for _, text, answer in load_easy_vqa("train")]
+    part = _part(model, processor, samples, training, batch_size)
+    named = [name for name in part["count"] if name not in ("all", "easy_vqa_yes_no")]
+    hits = sum(part["accuracy"][name] * part["count"][name] for name in named)
+    part["non_binary_accuracy"] = round(hits / max(1, sum(part["count"][name] for name in named)), 4)
+    part["always_yes_baseline"] = round(sum(s.question.answer == "yes" for s in samples) / len(samples), 4)
+    part["split"] = "test, all questions" if limit is None else f"test, first {limit} questions"
+    return part
+
+
+def scenes_record(model, processor, scenes: int, batch_size: int) -> dict:
+    """Return what a model reaches on held-out scenes."""
+    training = [question for seed in range(_BASELINE_SCENES) for question in questions(make_scene(seed, "train"), 0)]
+    part = _part(model, processor, scene_samples("test", scenes), training, batch_size)
+    part["split"] = f"test, scenes 0 to {scenes - 1}, one question of each family that a scene allows"
+    return part
+
+
+def conditions(model, batch_size: int) -> dict:
+    """Return how and with what a model is measured."""
     return {
         "method": "greedy generate, one question a prompt, exact match",
         "dtype": str(model.dtype).removeprefix("torch."),
@@ -164,8 +168,6 @@ def evaluation_record(
         "batch_size": batch_size,
         "device": describe_device(model.device),
         "packages": package_versions(),
-        "easy_vqa": easy_part,
-        "scenes": scene_part,
     }
 
 
@@ -180,7 +182,12 @@ def main(
     """Evaluate a reference model and write or print the record."""
     folder = folder or reference_folder()
     model, processor = load_folder(folder)
-    evaluation = evaluation_record(model.to(device), processor, scenes, limit, batch_size)
+    model = model.to(device)
+    evaluation = {
+        **conditions(model, batch_size),
+        "easy_vqa": easy_vqa_record(model, processor, limit, batch_size),
+        "scenes": scenes_record(model, processor, scenes, batch_size),
+    }
     earlier = folder / "training_record.json"
     record = json.loads(earlier.read_text(encoding="utf-8")) if earlier.is_file() else {}
     text = json.dumps({**record, "evaluation": evaluation}, indent=2)

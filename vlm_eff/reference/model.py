@@ -31,7 +31,7 @@ class Preset:
 PRESETS = {
     "tiny": Preset(32, 2, 2, 32, 2, 2, 1, 16, 64),  # for tests of the script
     "small": Preset(192, 4, 6, 128, 8, 4, 2, 32, 384),
-    "large": Preset(256, 6, 8, 256, 10, 8, 2, 32, 640),  # under 20 MB in bfloat16
+    "large": Preset(256, 6, 8, 256, 8, 8, 2, 32, 512),  # under 20 MB in bfloat16
 }
 
 

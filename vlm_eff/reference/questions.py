@@ -17,11 +17,16 @@ FAMILIES = ("shape", "colour", "size", "count", "yes_no", "relation", "read_word
 
 @dataclass(frozen=True)
 class Question:
-    """One question, the only right answer, and the family it is reported under."""
+    """One question, the only right answer, the family it is reported under, and where to look.
+
+    `boxes` (left, top, right, bottom in pixels) holds what the question names, in the order of the text; it is empty
+    for questions about the whole picture (count, yes_no) and where nobody knows (easy-VQA).
+    """
 
     text: str
     answer: str
     family: str
+    boxes: tuple[tuple[int, int, int, int], ...] = ()
 
 
 def questions(scene: Scene, seed: int) -> list[Question]:
@@ -35,7 +40,7 @@ def questions(scene: Scene, seed: int) -> list[Question]:
     found = [
         *_shape(scene, rng),
         *_colour(scene, rng),
-        *(Question(f"what size is the {name}?", item.size, "size") for name, item in _some(named, 2, rng)),
+        *(Question(f"what size is the {name}?", item.size, "size", (item.box,)) for name, item in _some(named, 2, rng)),
         *_count(scene, rng),
         *_yes_no(scene, rng),
         *_relation(named, rng),
@@ -69,23 +74,26 @@ def _some(items: list, count: int, rng: random.Random) -> list:
 def _shape(scene: Scene, rng: random.Random) -> list[Question]:
     colours = Counter(item.colour for item in scene.objects)
     found = [
-        Question(f"what shape is the {item.colour} object?", item.shape, "shape")
+        Question(f"what shape is the {item.colour} object?", item.shape, "shape", (item.box,))
         for item in scene.objects
         if colours[item.colour] == 1
     ]
-    found += [Question(f"what shape is in the {item.cell}?", item.shape, "shape") for item in scene.objects]
+    found += [
+        Question(f"what shape is in the {item.cell}?", item.shape, "shape", (item.box,)) for item in scene.objects
+    ]
     return _some(found, 2, rng)
 
 
 def _colour(scene: Scene, rng: random.Random) -> list[Question]:
     shapes = Counter(item.shape for item in scene.objects)
     found = [
-        Question(f"what color is the {item.shape}?", item.colour, "colour")
+        Question(f"what color is the {item.shape}?", item.colour, "colour", (item.box,))
         for item in scene.objects
         if shapes[item.shape] == 1
     ]
     found += [
-        Question(f"what color is the object in the {item.cell}?", item.colour, "colour") for item in scene.objects
+        Question(f"what color is the object in the {item.cell}?", item.colour, "colour", (item.box,))
+        for item in scene.objects
     ]
     return _some(found, 2, rng)
 
@@ -142,7 +150,7 @@ def _relation(named: list[tuple[str, SceneObject]], rng: random.Random) -> list[
         if answers:
             relation = rng.choice(tuple(answers))
             answer = "yes" if answers[relation] else "no"
-            found.append(Question(f"is the {first} {relation} the {second}?", answer, "relation"))
+            found.append(Question(f"is the {first} {relation} the {second}?", answer, "relation", (one.box, other.box)))
     return found[:3]
 
 
@@ -150,16 +158,16 @@ def _read(scene: Scene, rng: random.Random) -> list[Question]:
     found = []
     if scene.word is not None:
         text = rng.choice(("what word is written?", "read the word.", "what does the text say?"))
-        found.append(Question(text, scene.word.text, "read_word"))
+        found.append(Question(text, scene.word.text, "read_word", (scene.word.box,)))
     if scene.digit is not None:
         text = rng.choice(("what digit is shown?", "read the digit.", "which digit do you see?"))
-        found.append(Question(text, scene.digit.text, "read_digit"))
+        found.append(Question(text, scene.digit.text, "read_digit", (scene.digit.box,)))
     return found
 
 
 def _locate(scene: Scene, named: list[tuple[str, SceneObject]], rng: random.Random) -> list[Question]:
-    found = [Question(f"where is the {name}?", item.cell, "locate") for name, item in _some(named, 2, rng)]
+    found = [Question(f"where is the {name}?", item.cell, "locate", (item.box,)) for name, item in _some(named, 2, rng)]
     for name, text in (("word", scene.word), ("digit", scene.digit)):
         if text is not None:
-            found.append(Question(f"where is the {name}?", text.cell, "locate"))
+            found.append(Question(f"where is the {name}?", text.cell, "locate", (text.box,)))
     return _some(found, 2, rng)

@@ -12,16 +12,17 @@ RECORD_NAME = "training_record.json"
 _CURVE_POINTS = 24
 
 
-def training_record(trainer: Trainer, settings: dict, curve: Path) -> dict:
-    """Return what was trained, on what, for how long, and a summary of the logged curve."""
+def training_record(trainer: Trainer, curve: Path) -> dict:
+    """Return with which settings a run was started and resumed, how long it took, and a summary of the logged curve."""
     rows = [json.loads(line) for line in curve.read_text(encoding="utf-8").splitlines()]
     steps = [row for row in rows if "images" in row]
+    starts = [row for row in rows if "started_at_step" in row]
     checks = [row for row in rows if row.get("validation")]
     every = max(1, len(steps) // _CURVE_POINTS)
     sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in _parts(trainer).items()}
     return {
         "training": {
-            "settings": settings,
+            "starts": starts,
             "parameters": sizes,
             "steps": trainer.step,
             "images_seen": trainer.images,
@@ -35,10 +36,10 @@ def training_record(trainer: Trainer, settings: dict, curve: Path) -> dict:
     }
 
 
-def write_training_record(trainer: Trainer, settings: dict, curve: Path, folder: Path) -> Path:
+def write_training_record(trainer: Trainer, curve: Path, folder: Path) -> Path:
     """Write the record beside the weights; `python -m vlm_eff.reference.evaluate` adds what was reached."""
     path = folder / RECORD_NAME
-    path.write_text(json.dumps(training_record(trainer, settings, curve), indent=2) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(training_record(trainer, curve), indent=2) + "\n", encoding="utf-8")
     return path
 
 

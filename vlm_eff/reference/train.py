@@ -19,7 +19,8 @@ from .batches import BatchMaker
 from .export import export_model
 from .model import build_model, preset
 from .record import write_training_record
-from .trainer import Schedule, Trainer
+from .schedule import Schedule
+from .trainer import Trainer
 from .vocabulary import build_processor
 
 log = logging.getLogger(__name__)
@@ -66,6 +67,8 @@ def train(
     log.info("training %d parameters from step %d", sum(p.numel() for p in model.parameters()), trainer.step)
     last_save = last_check = time.monotonic()
     with (output / "curve.jsonl").open("a", encoding="utf-8") as curve:
+        if trainer.rank == 0:
+            _write(curve, {"started_at_step": trainer.step, "workers": trainer.workers, **settings})
         while not trainer.done:
             record = trainer.train_step()
             now = time.monotonic()
@@ -84,7 +87,7 @@ def train(
         trainer.save(checkpoint)
         _write(curve, trainer.check())
     folder = export_model(trainer.averaged_model(), processor, output / "model")
-    write_training_record(trainer, settings, output / "curve.jsonl", folder)
+    write_training_record(trainer, output / "curve.jsonl", folder)
 
 
 def _join_workers(device: str) -> torch.device:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import math
 import time
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,37 +17,12 @@ from .batches import PREFIX_LENGTH, Batch, BatchMaker
 from .dense import DenseHead
 from .model import VISUAL_TOKENS
 from .naming import naming_loss, word_ids
+from .pointing import pointing_layer, pointing_loss
+from .schedule import Schedule, build_optimisers
 
-_WARMUP_STEPS = 60
-_DENSE_WEIGHT, _WHOLE_WEIGHT, _NAMING_WEIGHT = 0.3, 0.1, 0.3
-_AVERAGE_DECAY = 0.995
+_DENSE_WEIGHT, _WHOLE_WEIGHT, _NAMING_WEIGHT, _POINTING_WEIGHT = 0.3, 0.1, 2.0, 0.3
+_AVERAGE_DECAY = 0.98
 _CHECK_STEPS = 3
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """Cosine decay over a number of minutes or of steps; the tower trains alone for the first share."""
-
-    minutes: float | None
-    steps: int | None
-    learning_rate: float
-    tower_share: float
-
-    def progress(self, step: int, seconds: float) -> float:
-        """Return the done fraction of the schedule."""
-        return step / self.steps if self.steps is not None else seconds / 60 / self.minutes
-
-    def rate(self, progress: float, stage_step: int) -> float:
-        """Return the learning rate, warmed up at the start of both stages."""
-        warm = min(1.0, (stage_step + 1) / _WARMUP_STEPS)
-        return self.learning_rate * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
-
-    def max_objects(self, progress: float) -> int:
-        """Return how many objects scenes may have: fewer when answering starts."""
-        if progress < self.tower_share:
-            return 4
-        answering = (progress - self.tower_share) / (1 - self.tower_share)
-        return 2 if answering < 0.06 else 3 if answering < 0.12 else 4
 
 
 class Trainer:
@@ -70,7 +43,7 @@ class Trainer:
         self._word_ids = word_ids(maker.tokenizer)
         self.head = DenseHead(model.config.vision_config.hidden_size).to(device)
         self.average = [p.detach().clone() for p in model.parameters()]
-        self.optimisers = _optimisers(model, self.head, schedule.learning_rate, optimiser)
+        self.optimisers = build_optimisers(model, self.head, schedule.learning_rate, optimiser)
         self.step = self.stage_step = self.images = 0
         self.answering = False
         self.seconds = 0.0
@@ -152,26 +125,41 @@ class Trainer:
             return {"dense": dense.item(), "whole": whole.item()}, dense + _WHOLE_WEIGHT * whole
         visual = self.model.model.multi_modal_projector(features[:, 1:])
         naming = naming_loss(visual, self.model.lm_head.weight, self._word_ids, batch.naming_target)
-        logits, wanted = self._answers(visual, batch)
+        logits, wanted, pointing = self._answers(visual, batch)
         answer = F.cross_entropy(logits, wanted)
         loss = answer + _DENSE_WEIGHT * dense + _WHOLE_WEIGHT * whole + _NAMING_WEIGHT * naming
+        loss = loss + _POINTING_WEIGHT * pointing
         right = (logits.argmax(-1) == wanted).float().mean()
-        parts = {"answer": answer, "right": right, "dense": dense, "whole": whole, "naming": naming}
+        parts = {
+            "answer": answer,
+            "right": right,
+            "dense": dense,
+            "whole": whole,
+            "naming": naming,
+            "pointing": pointing,
+        }
         return {name: value.item() for name, value in parts.items()}, loss
 
-    def _answers(self, visual: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return logits and wanted tokens at every place where an answer token is due, [N, vocabulary] and [N]."""
-        core = self.model.model
-        words = core.language_model.embed_tokens(batch.tokens)
+    def _answers(self, visual: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return logits and wanted tokens wherever an answer token is due, [N, vocabulary] and [N], and pointing loss.
+
+        Walks the decoder's layers itself, because the input of one layer is needed on the way.
+        """
+        decoder = self.model.model.language_model
+        words = decoder.embed_tokens(batch.tokens)
         start = PREFIX_LENGTH - VISUAL_TOKENS
-        hidden = core.language_model(
-            inputs_embeds=torch.cat([words[:, :start], visual, words[:, PREFIX_LENGTH:]], dim=1),
-            attention_mask=batch.attention_mask(),
-            position_ids=batch.positions,
-            use_cache=False,
-        ).last_hidden_state
+        hidden = torch.cat([words[:, :start], visual, words[:, PREFIX_LENGTH:]], dim=1)
+        mask, rotary = batch.attention_mask(), decoder.rotary_emb(hidden, batch.positions)
+        pointing = hidden.new_zeros(())
+        for index, layer in enumerate(decoder.layers):
+            if index == pointing_layer(len(decoder.layers)):
+                looking = (batch.pointing_places, batch.pointing_target)
+                pointing = pointing_loss(layer, hidden, rotary, *looking, PREFIX_LENGTH)
+            hidden = layer(
+                hidden, attention_mask=mask, position_ids=batch.positions, position_embeddings=rotary, use_cache=False
+            )
         due = batch.targets >= 0
-        return self.model.lm_head(hidden[due]), batch.targets[due]
+        return self.model.lm_head(decoder.norm(hidden[due])), batch.targets[due], pointing
 
     @torch.no_grad()
     def _update_average(self) -> None:
@@ -190,7 +178,7 @@ class Trainer:
             batch, families = self.maker.validation(number)
             batch = batch.to(self.device)
             features = self.model.model.vision_tower(pixel_values=batch.pixels).last_hidden_state
-            logits, wanted = self._answers(self.model.model.multi_modal_projector(features[:, 1:]), batch)
+            logits, wanted, _ = self._answers(self.model.model.multi_modal_projector(features[:, 1:]), batch)
             hits = (logits.argmax(-1) == wanted).tolist()
             for family, hit in zip(families, _turn_hits(batch, hits), strict=True):
                 right[family] += hit
@@ -248,23 +236,3 @@ def _turn_hits(batch: Batch, hits: list[bool]) -> list[bool]:
         key = (row, int(batch.turns[row, place]))
         turns[key] = turns.get(key, True) and hit
     return [turns[key] for key in sorted(turns)]
-
-
-def _optimisers(model: nn.Module, head: nn.Module, rate: float, name: str) -> list[torch.optim.Optimizer]:
-    """Return Muon for the matrices inside blocks and layers and AdamW for the rest, or AdamW for everything."""
-    if name not in ("muon", "adamw"):
-        raise ValueError(f"got optimiser {name!r}; accepted are muon, adamw; use one of them")
-    matrices, decayed, plain = [], [], []
-    for parameter_name, parameter in [*model.named_parameters(), *head.named_parameters()]:
-        if name == "muon" and parameter.ndim == 2 and ".layers." in parameter_name:
-            matrices.append(parameter)
-        elif parameter.ndim >= 2:
-            decayed.append(parameter)
-        else:
-            plain.append(parameter)
-    groups = [{"params": decayed, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}]
-    found: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98), fused=True)]
-    if matrices:
-        muon = torch.optim.Muon(matrices, lr=rate, weight_decay=0.05, adjust_lr_fn="match_rms_adamw")
-        found.append(muon)
-    return found
