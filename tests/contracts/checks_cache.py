@@ -45,6 +45,18 @@ def crop_stops_at_the_image(family: str, plugin: Plugin) -> None:
     kit.differs(got, ask())
 
 
+def a_refused_crop_changes_nothing(family: str, plugin: Plugin) -> None:
+    """After a crop that was refused all layers still hold what they held, and answer the same."""
+    model, inputs = kit.model_of(family), tiny_inputs(family, (1, 2))
+    with attach(model, plugin):
+        cache = kit.forward(model, inputs, use_cache=True).past_key_values
+        cache.activate_past_recording()
+        before = [(layer.get_seq_length(), layer.keys.shape) for layer in cache.layers]
+        with pytest.raises(StateError):
+            cache.crop(-(inputs["input_ids"].shape[1] // 2))
+    assert [(layer.get_seq_length(), layer.keys.shape) for layer in cache.layers] == before
+
+
 def a_cache_needs_its_handle(family: str, plugin: Plugin) -> None:
     """A cache that lacks tokens is refused by the bare model instead of being misread."""
     model, inputs = kit.model_of(family), tiny_inputs(family, (1,))

@@ -185,12 +185,13 @@ def candidates_do_not_move_the_choice(family: str, plugin: Plugin) -> None:
         assert longer_run.survivors(layer)[0].tolist()[: len(want)] == want
 
 
-def all_logits_drop_the_same(family: str, plugin: Plugin) -> None:
+def all_logits_drop_the_same(family: str, plugin: Plugin, cached: bool = False) -> None:
     """`logits_to_keep` of the whole prompt is asked for to score it: it must not hide the images, or it must raise."""
     model, inputs = kit.model_of(family), tiny_inputs(family, (1, 2))
     want = kit.attached(model, inputs, plugin)
+    options = {"past_key_values": DynamicCache(config=model.config.get_text_config())} if cached else {}
     try:
-        got = kit.attached(model, inputs, plugin, logits_to_keep=inputs["input_ids"].shape[1])
+        got = kit.attached(model, inputs, plugin, logits_to_keep=inputs["input_ids"].shape[1], **options)
     except CapabilityError:
         return
     left = kit.survivors(want.handle, inputs)[-1]

@@ -215,6 +215,9 @@ SABOTEURS: dict[str, Saboteur] = {
     "cropping into the image is not refused": Saboteur(
         f"{SLOTS}.crop", lambda original: lambda self, count: replace(self, stop=self.stop - count),
         checks_cache.crop_stops_at_the_image, ("llava", HARDEST)),
+    "a refused crop is carried out": Saboteur(
+        f"{SLOTS}.crop", lambda original: lambda self, count: replace(self, stop=self.stop - count),
+        checks_cache.a_refused_crop_changes_nothing, ("llava", HARDEST)),
     "a bare model may misread the cache": Saboteur(
         f"{LAYER}.update", broken.trusts_everybody, checks_cache.a_cache_needs_its_handle, ("llava", HARDEST)),
     "reordered rows keep the places of others": Saboteur(
