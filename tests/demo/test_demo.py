@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from vlm_eff.demo.__main__ import METHODS, SHARES, demo
 from vlm_eff.demo.asking import ask, score, spread
 from vlm_eff.demo.page import page
-from vlm_eff.demo.pictures import easy_vqa_pictures, photographs
+from vlm_eff.demo.pictures import easy_vqa_pictures, photographs, scene_pictures
 from vlm_eff.demo.tables import verdict
 from vlm_eff.eval.budgets import Setting, settings_at, sizes_of
 from vlm_eff.eval.subject import Subject
@@ -22,7 +22,11 @@ def test_pictures_are_real_and_photographs_have_no_truth() -> None:
     shown = photographs()
     assert [one.title for one in shown] == ["astronaut", "coffee", "chelsea", "rocket", "china", "flower"]
     assert all(one.truth is None and min(one.image.size) >= 300 for one in shown)
+    scenes = scene_pictures(4)
+    assert [one.title for one in scenes] == [f"scene, {name}" for name in ("read_word", "locate", "count", "relation")]
+    assert all(one.truth for one in scenes) and scenes[3].truth in ("yes", "no")
     easy = easy_vqa_pictures(3)
+    assert {one.truth for one in easy} == {"triangle", "blue", "gray"}
     assert len({one.title for one in easy}) == 3
     assert all(one.truth not in (None, "yes", "no") and one.image.size == (64, 64) for one in easy)
 
@@ -54,7 +58,7 @@ def test_score_counts_against_truth_and_bare(subject: Subject) -> None:
     assert len({sample.image for sample in samples}) == 6
     steps: list[int] = []
     everything = Setting("uniform_grid", 144, uniform_grid(keep_ratio=1.0))
-    bare, same = score(subject, samples, [everything], lambda: steps.append(1))
+    bare, same = score(subject, "questions", samples, [everything], lambda: steps.append(1))
     assert len(steps) == 2
     assert bare.label == "bare" and bare.same_as_bare == bare.questions == 6
     assert (same.right, same.same_as_bare) == (bare.right, 6)
@@ -63,8 +67,13 @@ def test_score_counts_against_truth_and_bare(subject: Subject) -> None:
 def test_page_is_self_contained_and_escaped(subject: Subject) -> None:
     setting = Setting("uniform_grid", 36, uniform_grid(keep_ratio=0.25))
     asked = [ask(subject, easy_vqa_pictures(1)[0], [setting], 0)]
-    html = page(asked, score(subject, spread(easy_vqa_samples("test"), 2), [setting], lambda: None), "a <model>")
+    html = page(
+        asked,
+        [score(subject, "<questions>", spread(easy_vqa_samples("test"), 2), [setting], lambda: None)],
+        "a <model>",
+    )
     assert "a &lt;model&gt;" in html
+    assert "2 &lt;questions&gt;" in html
     assert html.count("<img") == 2
     assert all(source.startswith("data:image/") for source in re.findall(r'src="([^"]+)"', html))
     assert not re.findall(r"(?:href|url)\W+https?:", html)
@@ -77,7 +86,15 @@ def test_script_prints_tables_and_writes_the_page(model_folder: Path, tmp_path: 
     few = ["--pictures", "1", "--questions", "4", "--pairs", "0"]
     result = CliRunner().invoke(app, ["--model", str(model_folder), "--output", str(tmp_path / "out"), *few])
     assert result.exit_code == 0, result.output
-    for words in ("astronaut", "easy-VQA 0", "feather @ 48", "4 easy-VQA test questions", "cannot know the answer"):
+    for words in (
+        "astronaut",
+        "easy-VQA 0",
+        "feather @ 48",
+        "4 easy-VQA test questions",
+        "4 questions about held-out drawn scenes",
+        "scene, read_word",
+        "cannot know the answer",
+    ):
         assert words in result.stdout
     assert (tmp_path / "out" / "index.html").stat().st_size > 50_000
     missing = CliRunner().invoke(app, ["--model", str(tmp_path / "none"), "--output", str(tmp_path / "out")])

@@ -31,8 +31,9 @@ class Asked:
 
 @dataclass(frozen=True)
 class Score:
-    """Right answers of one setting over the same questions; `label` is "bare" or that of the setting."""
+    """Right answers of one setting over one set of questions; `label` is "bare" or that of the setting."""
 
+    task: str
     label: str
     right: int
     same_as_bare: int
@@ -63,9 +64,9 @@ def ask(subject: Subject, question: Question, settings: Sequence[Setting], pairs
 
 
 def score(
-    subject: Subject, samples: Sequence[Sample], settings: Sequence[Setting], advance: Callable[[], object]
+    subject: Subject, task: str, samples: Sequence[Sample], settings: Sequence[Setting], advance: Callable[[], object]
 ) -> list[Score]:
-    """Exact matches over `samples`, bare and in each setting; `advance` is called after each."""
+    """Exact matches over the samples of `task`, bare and in each setting; `advance` is called after each."""
     made: list[Score] = []
     bare: list[str] = []
     for setting in (None, *settings):
@@ -75,7 +76,7 @@ def score(
         bare = bare or answers
         right = sum(answer == sample.question.answer for answer, sample in zip(answers, samples, strict=True))
         same = sum(one == other for one, other in zip(answers, bare, strict=True))
-        made.append(Score(setting.label if setting else "bare", right, same, len(samples)))
+        made.append(Score(task, setting.label if setting else "bare", right, same, len(samples)))
         advance()
     return made
 

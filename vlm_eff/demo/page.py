@@ -17,8 +17,8 @@ from vlm_eff.demo.tables import PHOTOGRAPH_NOTE, share, time_of, verdict
 _SIDE = 240
 
 
-def page(asked: Sequence[Asked], scores: Sequence[Score], model: str) -> str:
-    """Render the page: one section a question, then the accuracy table."""
+def page(asked: Sequence[Asked], scores: Sequence[Sequence[Score]], model: str) -> str:
+    """Render the page: one section a question, then an accuracy table a task."""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters["inline"] = inline
     template = environment.from_string(files("vlm_eff.demo").joinpath("page.html.j2").read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Pictures and questions of the demo: photographs that ship with two libraries, and easy-VQA test pictures."""
+"""Pictures and questions of the demo: photographs that ship with two libraries, easy-VQA pictures, drawn scenes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from PIL import Image
 from vlm_eff.core.errors import CapabilityError, explain
 from vlm_eff.eval.subject import open_image
 from vlm_eff.reference.easy_vqa import load_easy_vqa
+from vlm_eff.reference.evaluate import scene_samples
 
 _PHOTOGRAPHS = (
     ("astronaut", "is there a red object?"),
@@ -19,6 +20,9 @@ _PHOTOGRAPHS = (
     ("rocket", "is there a circle?"),
 )
 _DATASET_PHOTOGRAPHS = (("china.jpg", "what color is the rectangle?"), ("flower.jpg", "what color is the object?"))
+
+
+_SCENE_FAMILIES = ("read_word", "locate", "count", "relation")
 
 
 @dataclass(frozen=True)
@@ -64,12 +68,32 @@ def easy_vqa_pictures(count: int) -> list[Question]:
         rows = load_easy_vqa("test")
     except ImportError as error:
         raise _missing(error) from None
-    named = {path: (text, answer) for path, text, answer in rows if answer not in ("yes", "no")}
+    named: dict[Path, list[tuple[str, str]]] = {}
+    for path, text, answer in rows:
+        if answer not in ("yes", "no"):
+            named.setdefault(path, []).append((text, answer))
     paths = list(named)
     chosen = [paths[place * len(paths) // count] for place in range(count)]
+    # the first question of one picture, the second of the next: shapes as well as colours
+    asked = [named[path][place % len(named[path])] for place, path in enumerate(chosen)]
     return [
-        Question(f"easy-VQA {path.stem}", "easy-VQA test picture", *named[path], open_image(path)) for path in chosen
+        Question(f"easy-VQA {path.stem}", "easy-VQA test picture", *question, open_image(path))
+        for path, question in zip(chosen, asked, strict=True)
     ]
+
+
+def scene_pictures(count: int) -> list[Question]:
+    """`count` questions about held-out drawn scenes of several objects, each of another family."""
+    made = []
+    for number, family in enumerate(_SCENE_FAMILIES[:count]):
+        asked = next(sample for sample in scene_samples("test", 20, 20 * number) if sample.question.family == family)
+        assert isinstance(asked.image, Image.Image)  # scenes are drawn, not read
+        made.append(
+            Question(
+                f"scene, {family}", "held-out drawn scene", asked.question.text, asked.question.answer, asked.image
+            )
+        )
+    return made
 
 
 def _missing(error: ImportError) -> CapabilityError:

@@ -40,7 +40,7 @@ def question_table(asked: Asked) -> Table:
 
 def score_table(scores: Sequence[Score]) -> Table:
     """Accuracy of every setting over the same questions."""
-    table = Table("", "right", "same answer as bare", title=f"{scores[0].questions} easy-VQA test questions")
+    table = Table("", "right", "same answer as bare", title=f"{scores[0].questions} {scores[0].task}")
     for row in scores:
         table.add_row(row.label, share(row.right, row.questions), share(row.same_as_bare, row.questions))
     return table
