@@ -74,7 +74,7 @@ def test_asking_for_all_logits_is_no_silent_keeping(family: str) -> None:
 
 
 @pytest.mark.xfail(
-    strict=True, reason="bug: with a cache, logits_to_keep over the image makes an image token the query"
+    strict=True, reason="bug: logits_to_keep with a cache makes an image token the query"
 )
 @pytest.mark.parametrize("family", ["llava", "qwen2_vl"])
 def test_asking_for_all_logits_with_a_cache_moves_no_choice(family: str) -> None:
