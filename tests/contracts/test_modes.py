@@ -73,9 +73,7 @@ def test_asking_for_all_logits_is_no_silent_keeping(family: str) -> None:
     modes.all_logits_drop_the_same(family, HARD["uniform_grid"])
 
 
-@pytest.mark.xfail(
-    strict=True, reason="bug: logits_to_keep with a cache makes an image token the query"
-)
+@pytest.mark.xfail(strict=True, reason="bug: logits_to_keep with a cache makes an image token the query")
 @pytest.mark.parametrize("family", ["llava", "qwen2_vl"])
 def test_asking_for_all_logits_with_a_cache_moves_no_choice(family: str) -> None:
     modes.all_logits_drop_the_same(family, HARD["fastv"], cached=True)
