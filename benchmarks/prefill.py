@@ -3,7 +3,7 @@
     python benchmarks/prefill.py --pairs 20                       # CPU, float32
     python benchmarks/prefill.py --device cuda --dtype bfloat16   # the same on a GPU
 
-Speed does not depend on the values of weights, so random ones do. Both arms are one model in one process, timed in pairs.
+Speed does not depend on the values of weights, so random ones do. Both arms are one model in one process.
 """
 
 from __future__ import annotations
@@ -124,7 +124,8 @@ def main(
     for spec in PLUGINS:
         rows.append(measure(model, inputs, spec, pairs))
         row = rows[-1]
-        typer.echo(f"{spec:34} FLOPs {row['flop_ratio']:.3f}  time {row['time_ratio']:.3f} {row['time_ratio_interval']}")
+        low, high = row["time_ratio_interval"]
+        typer.echo(f"{spec:34} FLOPs {row['flop_ratio']:.3f}  time {row['time_ratio']:.3f} [{low:.3f}, {high:.3f}]")
     parameters = sum(p.numel() for p in model.parameters())
     settings = {"visual_tokens": visual_tokens, "batch": batch, "dtype": dtype, "text_tokens": TEXT, "pairs": pairs}
     output.parent.mkdir(parents=True, exist_ok=True)

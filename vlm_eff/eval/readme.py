@@ -98,8 +98,8 @@ def speed_table(record: Record) -> str:
     kind = "ratios only" if "CPU" in record.device else "ratios"
     note = (
         f"With the plugin / bare, {kind}: median of {record.n} interleaved pairs [95 % interval], tower included. "
-        f"{record.model[0].upper()}{record.model[1:]}, {config['visual_tokens']} visual and {config['text_tokens']} text tokens, batch "
-        f"{config['batch']}, {config['dtype']}, {config['threads']} thread(s), {record.device}, {record.date}."
+        f"Model: {record.model}, {config['visual_tokens']} visual and {config['text_tokens']} text tokens, "
+        f"batch {config['batch']}, {config['dtype']}, {config['threads']} thread(s), {record.device}, {record.date}."
     )
     return "\n".join([*lines, "", note])
 
