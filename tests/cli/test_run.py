@@ -145,8 +145,9 @@ def test_explain_describes_the_model(model_folder: Path, tmp_path: Path) -> None
 
 
 def test_bundled_model_is_the_default(picture: str) -> None:
-    result = call("run", "--device", "cpu", "--image", picture, "--prompt", "what is it?", "--json")
+    Image.new("RGB", (96, 96), "white").save(picture)
+    result = call("run", "--device", "cpu", "--image", picture, "--prompt", "is there a circle?", "--json")
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     assert found["model"] == "bundled model"
-    assert found["answer"]
+    assert found["answer"] in ("yes", "no")
