@@ -73,7 +73,6 @@ def test_asking_for_all_logits_is_no_silent_keeping(family: str) -> None:
     modes.all_logits_drop_the_same(family, HARD["uniform_grid"])
 
 
-@pytest.mark.xfail(strict=True, reason="bug: logits_to_keep with a cache makes an image token the query")
 @pytest.mark.parametrize("family", ["llava", "qwen2_vl"])
 def test_asking_for_all_logits_with_a_cache_moves_no_choice(family: str) -> None:
     modes.all_logits_drop_the_same(family, HARD["fastv"], cached=True)
@@ -89,7 +88,6 @@ def test_cropping_stops_at_the_image(family: str) -> None:
     checks_cache.crop_stops_at_the_image(family, HARDEST)
 
 
-@pytest.mark.xfail(strict=True, reason="bug: layers before the first reduction are cropped before the refusal")
 @pytest.mark.parametrize("family", ["llava", "gemma3"])
 def test_a_refused_crop_changes_nothing(family: str) -> None:
     checks_cache.a_refused_crop_changes_nothing(family, HARDEST)

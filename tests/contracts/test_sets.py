@@ -72,7 +72,6 @@ def test_video_tokens_are_found_where_they_are(family: str, video: bool | str, r
     checks.spans_are_the_true_layout(family, rows, video)
 
 
-@pytest.mark.xfail(strict=True, reason="bug: Qwen2.5 frames that share a time position are taken for one frame")
 def test_frames_closer_than_a_time_step_are_told_apart() -> None:
     checks.close_frames_are_told_apart()
 

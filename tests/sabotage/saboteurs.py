@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from transformers.cache_utils import DynamicLayer
 
 from tests.contracts import checks, checks_cache, checks_life, checks_modes, checks_sets
 from tests.contracts.cases import EASY, HARD, HARDEST, KEEP_ALL
@@ -35,7 +36,7 @@ class Saboteur:
 LLAVA_RIGHT = ("llava", HARD["fastv"], (1, 2, 0), "right")
 MODELS, CORE, TOKENS = "vlm_eff.models", "vlm_eff.core", "vlm_eff.tokens"
 MASK, SLOTS, LAYER = f"{MODELS}.runtime.map_mask", f"{MODELS}.slots.Slots", f"{MODELS}.cache_layer.LogicalLayer"
-MAP = f"{MODELS}.token_map.TokenMap"
+MAP, GUARD = f"{MODELS}.token_map.TokenMap", f"{MODELS}.cache_layer.GuardedLayer"
 
 SABOTEURS: dict[str, Saboteur] = {
     # ---- exactness
@@ -214,9 +215,9 @@ SABOTEURS: dict[str, Saboteur] = {
     # ---- caches
     "cropping into the image is not refused": Saboteur(
         f"{SLOTS}.crop", lambda original: lambda self, count: replace(self, stop=self.stop - count),
-        checks_cache.crop_stops_at_the_image, ("llava", HARDEST)),
+        checks_cache.crop_stops_at_the_image, ("llava", EASY["uniform_grid"])),
     "a refused crop is carried out": Saboteur(
-        f"{SLOTS}.crop", lambda original: lambda self, count: replace(self, stop=self.stop - count),
+        f"{GUARD}.crop", lambda original: lambda self, count: DynamicLayer.crop(self, count),
         checks_cache.a_refused_crop_changes_nothing, ("llava", HARDEST)),
     "a bare model may misread the cache": Saboteur(
         f"{LAYER}.update", broken.trusts_everybody, checks_cache.a_cache_needs_its_handle, ("llava", HARDEST)),

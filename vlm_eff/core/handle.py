@@ -106,7 +106,7 @@ class Handle:
         return self._runtime.stats()
 
     def survivors(self, layer: int) -> list[Tensor]:
-        """Original sequence positions still present at decoder `layer` in the last prefill, one tensor [n] a row."""
+        """Sequence positions of the last prefill still present at decoder `layer`, one tensor [n] a row."""
         return self._runtime.survivors(layer)
 
     def visual(self, layer: int) -> list[VisualTokens]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
 from vlm_eff.core.errors import StateError, explain
-from vlm_eff.models.slots import Slots
+from vlm_eff.models.slots import Slots, crop_refused
 
 if TYPE_CHECKING:
     _Base = Any
@@ -86,6 +86,32 @@ class LogicalLayer(_Base):
 @cache
 def _logical_class(base: type) -> type:
     return type("Logical" + base.__name__, (LogicalLayer, base), {})
+
+
+class GuardedLayer(_Base):
+    """Mixin over a layer that misses nothing, in a cache whose later layers do: a crop they must refuse stops here."""
+
+    floor: int
+
+    def crop(self, tokens_to_remove: int) -> None:
+        after = self.get_seq_length() - abs(tokens_to_remove)
+        if after < self.floor:
+            raise crop_refused(abs(tokens_to_remove), self.get_seq_length() - self.floor)
+        super().crop(tokens_to_remove)
+
+
+@cache
+def _guarded_class(base: type) -> type:
+    return type("Guarded" + base.__name__, (GuardedLayer, base), {})
+
+
+def guard(layer: Any, floor: int) -> None:
+    """Let nobody crop a layer below `floor`, so that a cache is cropped in all its layers or in none."""
+    if isinstance(layer, LogicalLayer):
+        return
+    if not isinstance(layer, GuardedLayer):
+        layer.__class__ = _guarded_class(type(layer))
+    layer.floor = floor
 
 
 def is_logical(layer: object) -> bool:

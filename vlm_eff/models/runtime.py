@@ -23,7 +23,7 @@ from vlm_eff.core.report import Stats, VisualTokens
 from vlm_eff.models import refusals, seams
 from vlm_eff.models.adapter import Adapter
 from vlm_eff.models.apply import apply_action, check_labels, renumber
-from vlm_eff.models.cache_layer import is_logical, make_logical
+from vlm_eff.models.cache_layer import guard, is_logical, make_logical
 from vlm_eff.models.call import Call, Entry, find_spans, has_placeholders
 from vlm_eff.models.layer_call import LayerCall
 from vlm_eff.models.ledger import Ledger
@@ -150,6 +150,9 @@ class Runtime:
         if call.spans is not None:
             call.original = call.spans
             call.last_visual = int(call.spans.slot.max())
+            if call.last_visual >= length - call.entry.unverified:
+                # candidates never reach the image: all these logits were asked for, and nothing is unverified
+                call.entry.unverified = 0
         _CALL.set(call)
 
     # ---------------------------------------------------------------- inside
@@ -297,6 +300,9 @@ class Runtime:
         if cache is None and not isinstance(output, tuple):
             cache = output.get("past_key_values")
         self.ledger.close(call, cache)
+        if call.survivors is not None and cache is not None:
+            for layer in cache.layers:
+                guard(layer, call.past + call.last_visual + 1)
         if call.survivors is None or call.full:
             return None
         if isinstance(output, tuple):

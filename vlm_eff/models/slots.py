@@ -11,6 +11,17 @@ from vlm_eff.core.errors import StateError, explain
 from vlm_eff.models.token_map import TokenMap
 
 
+def crop_refused(count: int, most: int) -> StateError:
+    """The error of a crop that reaches back into what was dropped."""
+    return StateError(
+        explain(
+            f"the cache is to be cropped by {count} positions, back into the visual tokens that were dropped",
+            f"at most {most} positions",
+            "Crop only what came after the last image, or start a new cache",
+        )
+    )
+
+
 @dataclass(frozen=True)
 class Slots:
     """Stored entries: a prefix with gaps, then an unbroken tail.
@@ -80,13 +91,7 @@ class Slots:
     def crop(self, count: int) -> Slots:
         """Forget the last `count` positions; they must lie in the tail."""
         if count > self.stop - self.start:
-            raise StateError(
-                explain(
-                    f"the cache is to be cropped by {count} positions, back into the visual tokens that were dropped",
-                    f"at most {self.stop - self.start} positions",
-                    "Crop only what came after the last image, or start a new cache",
-                )
-            )
+            raise crop_refused(count, self.stop - self.start)
         return replace(self, stop=self.stop - count)
 
     def select(self, rows: Tensor) -> Slots:

@@ -10,7 +10,7 @@ import json
 import logging
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TextIO
 
 import torch
 import typer
@@ -65,29 +65,35 @@ def train(
     if compile_layers:
         trainer.compile()
     log.info("training %d parameters from step %d", sum(p.numel() for p in model.parameters()), trainer.step)
-    last_save = last_check = time.monotonic()
     with (output / "curve.jsonl").open("a", encoding="utf-8") as curve:
         if trainer.rank == 0:
             _write(curve, {"started_at_step": trainer.step, "workers": trainer.workers, **settings})
-        while not trainer.done:
-            record = trainer.train_step()
-            now = time.monotonic()
-            if trainer.rank > 0:
-                continue
-            if trainer.step % 10 == 0:
-                _write(curve, record)
-            if now - last_save > 60 * checkpoint_minutes:
-                trainer.save(checkpoint)
-                last_save = now
-            if now - last_check > 120 * checkpoint_minutes:
-                _write(curve, trainer.check())
-                last_check = time.monotonic()
-        if trainer.rank > 0:
-            return
-        trainer.save(checkpoint)
-        _write(curve, trainer.check())
+        _run(trainer, checkpoint, curve, checkpoint_minutes)
+    if trainer.rank > 0:
+        return
     folder = export_model(trainer.averaged_model(), processor, output / "model")
     write_training_record(trainer, output / "curve.jsonl", folder)
+
+
+def _run(trainer: Trainer, checkpoint: Path, curve: TextIO, checkpoint_minutes: float) -> None:
+    """Train to the end of the schedule; the first worker writes the curve and the checkpoints."""
+    last_save = last_check = time.monotonic()
+    while not trainer.done:
+        record = trainer.train_step()
+        now = time.monotonic()
+        if trainer.rank > 0:
+            continue
+        if trainer.step % 10 == 0:
+            _write(curve, record)
+        if now - last_save > 60 * checkpoint_minutes:
+            trainer.save(checkpoint)
+            last_save = now
+        if now - last_check > 120 * checkpoint_minutes:
+            _write(curve, trainer.check())
+            last_check = time.monotonic()
+    if trainer.rank == 0:
+        trainer.save(checkpoint)
+        _write(curve, trainer.check())
 
 
 def _join_workers(device: str) -> torch.device:

@@ -29,7 +29,9 @@ def _layout(source: SpanSource, *, a_frame_is_a_run: bool) -> list[RowCells]:
             if time is None:
                 writer.grid(run, None)
                 continue
-            for frame in np.split(np.arange(len(run)), np.flatnonzero(np.diff(time) != 0) + 1):
+            # frames closer than a step of the time axis share its value: then the raster that begins anew parts them
+            begins = (np.diff(time) != 0) | (np.diff(height * (width.max() + 1) + width) <= 0)
+            for frame in np.split(np.arange(len(run)), np.flatnonzero(begins) + 1):
                 writer.cells(run[frame], height[frame] - height[frame].min(), width[frame] - width[frame].min())
         rows.append(writer.done())
     return rows
