@@ -29,7 +29,8 @@ class Ledger:
 
     def reset(self) -> None:
         """Forget everything."""
-        self._prefills: list[Callable[[], PrefillReport]] = []
+        self._prefills: list[PrefillReport] = []
+        self._pending: Callable[[], PrefillReport] | None = None
         self._decode_steps = 0
         self._calls = 0
         self._last: Call | None = None
@@ -55,19 +56,21 @@ class Ledger:
         stored, element = self._stored, _element_bytes(cache)
         if call.spans is not None:
             self._last = call
-        report: list[PrefillReport] = []
+        # the newest call waits for the question, so that a GPU is not asked in between; older ones become numbers now,
+        # so that a long evaluation keeps no tensors
+        self._settle()
+        self._pending = lambda: _report(self._adapter, self._plugins, call, stored, element, elapsed)
 
-        def make() -> PrefillReport:
-            if not report:
-                report.append(_report(self._adapter, self._plugins, call, stored, element, elapsed))
-            return report[0]
-
-        self._prefills.append(make)
+    def _settle(self) -> None:
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            self._prefills.append(pending())
 
     def stats(self) -> Stats:
         """All reports so far."""
+        self._settle()
         names = tuple(plugin.name for plugin in self._plugins)
-        return Stats(names, self._adapter.name, [make() for make in self._prefills], self._decode_steps, self._calls)
+        return Stats(names, self._adapter.name, list(self._prefills), self._decode_steps, self._calls)
 
     def survivors(self, layer: int) -> list[Tensor]:
         """Original slots present at `layer` in the last prefill with visual tokens, one tensor [n] a row."""
