@@ -80,7 +80,7 @@ def _row(
     attached: AbstractContextManager[object] = attach(subject.model, setting.plugin) if setting else nullcontext()
     with attached:
         right = {
-            name: evaluate_reference(subject.model, subject.processor, samples)["all"]
+            name: evaluate_reference(subject.model, subject.processor, samples)
             for name, samples in (("easy_vqa", easy), ("scenes", scenes))
         }
     times = None if arm is None else arm.time_to_first_token
@@ -91,7 +91,8 @@ def _row(
         "prefill_flops_ratio": None if arm is None else round(arm.prefill_flops_ratio, 4),
         "kv_bytes_ratio": None if arm is None else round(arm.kv_bytes_ratio, 4),
         "first_token_ratio": None if times is None else [round(v, 3) for v in (times.ratio, times.low, times.high)],
-        **{f"{name}_accuracy": round(share, 4) for name, share in right.items()},
+        **{f"{name}_accuracy": round(share["all"], 4) for name, share in right.items()},
+        "scenes_by_family": {family: round(share, 4) for family, share in right["scenes"].items() if family != "all"},
     }
 
 
