@@ -1,6 +1,5 @@
 """The tiny models, their inputs and the oracle are themselves tested, so that later failures are the library's."""
 
-from collections.abc import Iterator
 from functools import lru_cache
 from itertools import groupby
 from typing import Any
@@ -31,14 +30,6 @@ MEDIA = [(family, False) for family in FAMILIES] + [
 ]
 PIXELS_PER_TOKEN = {"llava": 4, "paligemma": 4} | dict.fromkeys(("internvl", "idefics3", "gemma3", "mistral3"), 8)
 CASES = [((1,), "left"), ((1, 2), "left"), ((1, 2), "right")]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @lru_cache

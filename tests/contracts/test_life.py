@@ -32,7 +32,7 @@ FEW = ("llava", "qwen3_vl", "gemma3")
 
 
 @pytest.mark.parametrize("attn", ["sdpa", "eager"])
-@pytest.mark.parametrize("name", ["fastv", "pyramiddrop"])
+@pytest.mark.parametrize("name", HARD)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_detach_restores(family: str, name: str, attn: str) -> None:
     checks.detach_restores(family, attn, HARD[name])
