@@ -12,8 +12,7 @@ from vlm_eff.core.plugin import BindContext, Observation, Plugin, Site
 from vlm_eff.core.resources import Resource
 from vlm_eff.importance.keep import check_choice
 from vlm_eff.models.view import View
-from vlm_eff.tokens.reduce.drop import Drop
-from vlm_eff.tokens.reduce.pool import AveragePool
+from vlm_eff.tokens.reduce.drop import Drop, Reduce
 from vlm_eff.tokens.schedule import Stage
 
 
@@ -30,7 +29,7 @@ class TokenReducer(Plugin):
 
     method: str
     stages: tuple[Stage, ...]
-    reduce: Drop | AveragePool = field(default_factory=Drop)
+    reduce: Reduce = field(default_factory=Drop)
     position_mode: Literal["kept", "reindexed"] = "kept"
 
     def __post_init__(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from torch import Tensor
 
@@ -11,6 +12,14 @@ from vlm_eff.core.config import part
 from vlm_eff.importance import keep as budget
 from vlm_eff.importance.select import from_mask
 from vlm_eff.models.view import View
+
+
+class Reduce(Protocol):
+    """Turns the choice of a stage into an action."""
+
+    def __call__(self, view: View, keep: budget.Keep, chosen: Tensor | None) -> Action:
+        """Reduce the candidates of `view`; `chosen` [B, V] marks those that stay, None when the stage has no score."""
+        ...
 
 
 @part

@@ -1,0 +1,1 @@
+"""Between the layers of the language model: the question has been read."""
