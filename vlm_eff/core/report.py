@@ -56,6 +56,7 @@ class PrefillReport:
     flops:              decoder FLOPs of this call (2 a multiply-add, causal attention not halved), fillers included
     flops_bare:         the same for the bare model
     host_ms:            wall time between entering and leaving the decoder on the host; not synchronised on a GPU
+    selection_ms:       the part of it in which plugins scored and selected
     """
 
     rows: int
@@ -73,6 +74,7 @@ class PrefillReport:
     flops: float
     flops_bare: float
     host_ms: float
+    selection_ms: float
     masks_built: int
 
     @property
@@ -139,7 +141,8 @@ def _lines(report: PrefillReport) -> list[str]:
         f"({_ratio(report.kv_bytes, report.kv_bytes_bare):.0%})",
         f"  prefill FLOPs    {report.flops_bare:.3g} bare, {report.flops:.3g} realised "
         f"({_ratio(report.flops, report.flops_bare):.0%}, decoder only)",
-        f"  prefill          {report.host_ms:.1f} ms on the host, {report.masks_built} masks built",
+        f"  prefill          {report.host_ms:.1f} ms on the host, {report.selection_ms:.1f} of them selecting, "
+        f"{report.masks_built} masks built",
     ]
 
 

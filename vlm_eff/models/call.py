@@ -55,6 +55,7 @@ class Call:
 
     survivors is None until something is dropped; `full` says that hidden states are at full length although something
     was dropped (between a DeepStack layer and the next). `sequence` notes (queries, cached keys) of each hooked layer.
+    `deciding` adds up the seconds in which plugins scored and selected.
     """
 
     entry: Entry
@@ -76,6 +77,7 @@ class Call:
     maps: dict[int, TokenMap] = field(default_factory=dict)
     sequence: dict[int, tuple[int, int]] = field(default_factory=dict)
     masks_built: int = 0
+    deciding: float = 0.0
     started: float = field(default_factory=time.perf_counter)
     _memo: dict[Hashable, tuple[Any, Any]] = field(default_factory=dict)
 

@@ -192,6 +192,7 @@ def _report(
         flops=decoder_flops(adapter, sequence, keys, call.rows),
         flops_bare=decoder_flops(adapter, [call.length] * len(layers), bare, call.rows),
         host_ms=elapsed,
+        selection_ms=call.deciding * 1e3,
         masks_built=call.masks_built,
     )
 

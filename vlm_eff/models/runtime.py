@@ -11,12 +11,14 @@ Decoder, after          back to full length; note what was stored
 from __future__ import annotations
 
 import inspect
+import time
 from collections import defaultdict
 from contextvars import ContextVar
 from typing import Any
 
 from torch import Tensor, nn
 
+from vlm_eff.core.action import Action
 from vlm_eff.core.handle import Handle, Undo
 from vlm_eff.core.plugin import Plugin, Site
 from vlm_eff.core.report import Stats, VisualTokens
@@ -168,7 +170,7 @@ class Runtime:
             hidden, call.full = call.survivors.gather(hidden), False
         if call.spans is not None:
             for plugin in self._at.get(index, ()):
-                action = plugin.at(Site(index), self._view(call, index, now, hidden))
+                action = self._ask(call, index, plugin, now, hidden)
                 if action is not None:
                     hidden = self._act(call, index, plugin, action, now, hidden)
                     changed = True
@@ -186,6 +188,12 @@ class Runtime:
             now.gather_positions(call.survivors, keep="flash" not in self.adapter.decoder.config._attn_implementation)
         self._stamp(call, now.cache, index)
         return (hidden,), now.kwargs
+
+    def _ask(self, call: Call, index: int, plugin: Plugin, now: LayerCall, hidden: Tensor) -> Action | None:
+        started = time.perf_counter()
+        action = plugin.at(Site(index), self._view(call, index, now, hidden))
+        call.deciding += time.perf_counter() - started
+        return action
 
     def _act(self, call: Call, index: int, plugin: Plugin, action: Any, now: LayerCall, hidden: Tensor) -> Tensor:
         assert call.spans is not None and call.original is not None
