@@ -1,7 +1,8 @@
 """Rows of text and media padded to one batch of inputs; single rows and the true layout come from the same plan."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, repeat
 from typing import Any, Literal
 
 import torch
@@ -52,14 +53,16 @@ def tiny_inputs(
     text: tuple[int, int] = (5, 7),
     video: bool | Literal["mixed"] = False,
     seed: int = 0,
+    alike: bool = False,
 ) -> TinyInputs:
     """Model inputs for a batch with `images_per_row[i]` images in row i.
 
     `video=True` makes every medium a video, "mixed" every second one of a row. Question lengths walk through `text`, so
-    neighbouring rows differ. The images of a batch cycle through three sizes or tilings.
+    neighbouring rows differ. The images of a batch cycle through three sizes or tilings, or are
+    all `alike`.
     """
     generator = torch.Generator().manual_seed(seed)
-    variants = count()
+    variants: Iterator[int] = repeat(0) if alike else count()
     rows = []
     for index, media in enumerate(images_per_row):
         length = text[0] + index % (text[1] - text[0] + 1)
@@ -118,7 +121,7 @@ def _words(count_: int, generator: torch.Generator) -> list[tuple[int, Cell | No
     return [(token, None, -1) for token in tokens.tolist()]
 
 
-def _row(family: str, videos: list[bool], question: int, variants: count, generator: torch.Generator) -> Row:
+def _row(family: str, videos: list[bool], question: int, variants: Iterator[int], generator: torch.Generator) -> Row:
     alone = videos.count(False) == 1
     makers = [VIDEOS[family] if video else IMAGES[family] for video in videos]
     media = [make(next(variants), alone, generator) for make in makers]

@@ -24,6 +24,7 @@ T = TypeVar("T")
 class Entry:
     """What the core model was called with, before anything is embedded; `owner` is the runtime it belongs to.
 
+    grids:      [N, 3] frames, height and width of the videos the tower was run on last, for families that need them
     pictured:   images or videos came along. Without, a placeholder among the ids stands for nothing: assisted decoding
                 may repeat one of the prompt's
     unverified: candidates of assisted decoding at the end, which are never the query
@@ -36,6 +37,7 @@ class Entry:
     labels: Tensor | None = None
     unverified: int = 0
     pictured: bool = False
+    grids: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,7 @@ def find_spans(adapter: Adapter, entry: Entry, embeds: Tensor, positions: Tensor
         ids=None if entry.ids is None else entry.ids.cpu().numpy(),
         newline=None if newline is None else _is_newline(embeds, newline, visual),
         positions=_axes(positions, embeds.shape[0]) if adapter.family.multi_axis_rope else None,
+        grids=None if entry.grids is None else entry.grids.cpu().numpy(),
     )
     return make_spans(adapter.layout(source), embeds.device)
 

@@ -24,6 +24,7 @@ class Family:
     multi_axis_rope: positions have time, height and width; re-indexing them would lose the grid
     newline:         attribute of the core model that holds the image-newline vector, or None
     restores:        the decoder adds features at original places after early layers (DeepStack)
+    frames_apart:    text parts the frames of a video, so only the tower's grid tells which frames belong together
     class_token:     the tower's first token is no patch
     tower_map:       brings one number a patch to the visual tokens, or None where that is not worked out
     transformers:    releases the contract tests ran with
@@ -34,6 +35,7 @@ class Family:
     multi_axis_rope: bool = False
     newline: str | None = None
     restores: bool = False
+    frames_apart: bool = False
     class_token: bool = False
     tower_map: TowerMap | None = None
     transformers: str = "5.23"

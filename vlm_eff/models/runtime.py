@@ -54,6 +54,7 @@ class Runtime:
             for site in plugin.sites:
                 self._at[site.layer].append(plugin)
         self.observer = Observer(adapter, plugins)
+        self._grids: Tensor | None = None
 
     # ---------------------------------------------------------------- installation
 
@@ -62,6 +63,8 @@ class Runtime:
         adapter = self.adapter
         if adapter.top is not adapter.core:
             seams.before(adapter.top, self._top_before, undo)
+        if adapter.family.frames_apart:
+            seams.before(adapter.tower, self._tower_before, undo)
         seams.before(adapter.core, self._core_before, undo)
         seams.before(adapter.decoder, self._decoder_before, undo)
         seams.after(adapter.decoder, self._decoder_after, undo)
@@ -96,6 +99,10 @@ class Runtime:
         return self.ledger.kv_positions(layer)
 
     # ---------------------------------------------------------------- entering
+
+    def _tower_before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        # videos are encoded after images, in `generate` even before the core model is called
+        self._grids = kwargs.get("grid_thw") if self.active else None
 
     def _entry(self) -> Entry | None:
         entry = _ENTRY.get()
@@ -148,6 +155,7 @@ class Runtime:
         deepstack = kwargs.get("deepstack_visual_embeds")
         call.restore_until = len(deepstack) if deepstack is not None else 0
         if entry is not None and length > 1 and entry.pictured:
+            entry.grids, self._grids = self._grids, None
             call.spans = find_spans(self.adapter, entry, embeds, kwargs.get("position_ids"))
         if call.spans is not None:
             call.original = call.spans

@@ -18,6 +18,8 @@ class VisualSpans:
     image: [B, V] number of the image or video in its row, counted from 0
     group: [B, V] number of the tile or frame in its row, counted from 0: the unit that has a rectangular grid
     y, x:  [B, V] row and column inside the group; -1 where the layout does not tell
+    frame: [B, V] number of the frame in its video, counted from 0 (Qwen: a frame is two pictures); -1 for images.
+           Left out: no videos
     """
 
     slot: Tensor
@@ -26,6 +28,16 @@ class VisualSpans:
     group: Tensor
     y: Tensor
     x: Tensor
+    frame: Tensor = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.frame is None:
+            object.__setattr__(self, "frame", torch.full_like(self.slot, -1))
+
+    @property
+    def video(self) -> Tensor:
+        """Candidates that belong to a video [B, V]."""
+        return self.valid & (self.frame >= 0)
 
     @property
     def count(self) -> Tensor:
@@ -52,6 +64,7 @@ class SpanSource:
     ids:       [B, S] input ids, or None when the model was called with embeddings
     newline:   [B, S] True where the embedding is the model's image-newline vector, or None for families without one
     positions: [3, B, S] time, height, width of multi-axis rotary families, or None
+    grids:     [N, 3] frames, height and width in patches of each video of the batch, or None when they are not known
     """
 
     visual: np.ndarray
@@ -59,6 +72,7 @@ class SpanSource:
     ids: np.ndarray | None = None
     newline: np.ndarray | None = None
     positions: np.ndarray | None = None
+    grids: np.ndarray | None = None
 
 
 @dataclass
@@ -70,6 +84,7 @@ class RowCells:
     group: np.ndarray
     y: np.ndarray
     x: np.ndarray
+    frame: np.ndarray
 
 
 Layout = Callable[[SpanSource], list[RowCells]]
@@ -82,32 +97,34 @@ class CellWriter:
         self._parts: list[tuple[np.ndarray, ...]] = []
         self._image = -1
         self._group = -1
+        self._frame = -1
+        self._video = False
 
-    def next_image(self) -> None:
-        """The grids that follow belong to a new image or video."""
+    def next_image(self, *, video: bool = False) -> None:
+        """The grids that follow belong to a new image, or are the frames of a new video."""
         self._image += 1
+        self._video, self._frame = video, -1
 
     def grid(self, slots: np.ndarray, width: int | None) -> None:
         """Add one tile or frame in row-major order; `width` None says its grid is not known."""
-        self._group += 1
         order = np.arange(len(slots))
         unknown = np.full(len(slots), -1)
         y, x = (unknown, unknown) if width is None else (order // width, order % width)
-        self._add(slots, y, x)
+        self.cells(slots, y, x)
 
     def cells(self, slots: np.ndarray, y: np.ndarray, x: np.ndarray) -> None:
         """Add one tile or frame whose rows and columns are given."""
         self._group += 1
-        self._add(slots, y, x)
-
-    def _add(self, slots: np.ndarray, y: np.ndarray, x: np.ndarray) -> None:
-        self._parts.append((slots, np.full(len(slots), self._image), np.full(len(slots), self._group), y, x))
+        self._frame += 1
+        numbers = (self._image, self._group, self._frame if self._video else -1)
+        image, group, frame = (np.full(len(slots), number) for number in numbers)
+        self._parts.append((slots, image, group, y, x, frame))
 
     def done(self) -> RowCells:
         """All cells, ascending by slot."""
         if not self._parts:
             empty = np.zeros(0, dtype=np.int64)
-            return RowCells(empty, empty, empty, empty, empty)
+            return RowCells(empty, empty, empty, empty, empty, empty)
         joined = [np.concatenate(column).astype(np.int64) for column in zip(*self._parts, strict=True)]
         order = np.argsort(joined[0], kind="stable")
         return RowCells(*(column[order] for column in joined))
@@ -130,7 +147,7 @@ def make_spans(rows: list[RowCells], device: torch.device) -> VisualSpans:
     """Pad the rows to one width and move them to `device`."""
     width = max((len(row.slot) for row in rows), default=0)
     columns = {}
-    for name in ("slot", "image", "group", "y", "x"):
+    for name in ("slot", "image", "group", "y", "x", "frame"):
         table = np.zeros((len(rows), width), dtype=np.int64)
         for place, row in enumerate(rows):
             table[place, : len(row.slot)] = getattr(row, name)

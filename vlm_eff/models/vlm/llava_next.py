@@ -25,7 +25,9 @@ def _make_layout(config: Any) -> Layout:
             for run in runs(mask):
                 newline = np.zeros(len(run), bool) if source.newline is None else source.newline[row, run]
                 if source.video[row, run[0]]:
-                    _video(writer, run[~newline], frame)
+                    # the newline that ends a video parts it from one that follows directly
+                    for video in np.split(run, np.flatnonzero(newline) + 1):
+                        _video(writer, video[~newline[video - run[0]]], frame)
                 else:
                     for image, ends in _images(run, newline, base):
                         _image(writer, image, ends, base)
@@ -63,7 +65,9 @@ def _image(writer: CellWriter, slots: np.ndarray, newline: np.ndarray, base: int
 
 
 def _video(writer: CellWriter, slots: np.ndarray, frame: int) -> None:
-    writer.next_image()
+    if not len(slots):
+        return
+    writer.next_image(video=True)
     size = frame if len(slots) % frame == 0 else len(slots)
     for start in range(0, len(slots), size):
         writer.grid(slots[start : start + size], square_side(size))

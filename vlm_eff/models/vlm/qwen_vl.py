@@ -14,17 +14,16 @@ from vlm_eff.models.family import Family, add_family
 from vlm_eff.models.visual import CellWriter, RowCells, SpanSource, runs
 
 
-def _layout(source: SpanSource, *, a_frame_is_a_run: bool) -> list[RowCells]:
+def _layout(source: SpanSource, *, merge: int = 0) -> list[RowCells]:
+    """`merge`: patches along a side of a token, in families that put a time stamp before each frame of a video."""
     rows = []
+    begins_video = _first_frames(source, merge) if merge else None
     for row, mask in enumerate(source.visual):
-        writer, before = CellWriter(), 0
+        writer = CellWriter()
         for run in runs(mask):
-            # Qwen3-VL puts a time stamp before each frame of a video: runs of one size are frames of one video.
-            # Two such videos next to each other are told apart by their frame size alone
-            frame = len(run) if a_frame_is_a_run and source.video[row, run[0]] else 0
-            if not frame or frame != before:
-                writer.next_image()
-            before = frame
+            video = bool(source.video[row, run[0]])
+            if not video or begins_video is None or run[0] in begins_video[row]:
+                writer.next_image(video=video)
             time, height, width = _axes(source, row, run)
             if time is None:
                 writer.grid(run, None)
@@ -35,6 +34,53 @@ def _layout(source: SpanSource, *, a_frame_is_a_run: bool) -> list[RowCells]:
                 writer.cells(run[frame], height[frame] - height[frame].min(), width[frame] - width[frame].min())
         rows.append(writer.done())
     return rows
+
+
+def _first_frames(source: SpanSource, merge: int) -> list[set[int]]:
+    """Slots in each row at which a video begins, where every frame is a run of its own.
+
+    The tower's grids tell. Without (features were computed elsewhere), frames of one size next to each other are taken
+    for one video.
+    """
+    frames = [[run for run in runs(mask) if source.video[row, run[0]]] for row, mask in enumerate(source.visual)]
+    told = _told_by_grids(frames, source.grids, merge)
+    if told is not None:
+        return told
+    made = []
+    for row, found in enumerate(frames):
+        follows = zip(found[1:], found, strict=False)
+        new = [len(run) != len(last) or _image_between(source, row, last, run) for run, last in follows]
+        made.append({int(run[0]) for run, first in zip(found, [True, *new], strict=False) if first})
+    return made
+
+
+def _image_between(source: SpanSource, row: int, last: np.ndarray, run: np.ndarray) -> bool:
+    return bool(source.visual[row, last[-1] + 1 : run[0]].any())
+
+
+def _told_by_grids(frames: list[list[np.ndarray]], grids: np.ndarray | None, merge: int) -> list[set[int]] | None:
+    """The same from [N, 3] grids of all videos in the batch; None when these are not the grids of these frames."""
+    if grids is None:
+        return None
+    sizes = [(int(time), int(height * width) // merge**2) for time, height, width in grids]
+    repeats, rest = divmod(sum(len(row) for row in frames), max(sum(time for time, _ in sizes), 1))
+    if rest or not repeats:
+        return None
+    made: list[set[int]] = []
+    for number, row in enumerate(frames):
+        if number % repeats:
+            # beams and returned sequences repeat each prompt's row
+            made.append(made[-1])
+            continue
+        starts, place = set(), 0
+        while place < len(row):
+            time, size = sizes.pop(0) if sizes else (0, 0)
+            if not time or [len(run) for run in row[place : place + time]] != [size] * time:
+                return None
+            starts.add(int(row[place][0]))
+            place += time
+        made.append(starts)
+    return made
 
 
 def _axes(source: SpanSource, row: int, run: np.ndarray) -> Any:
@@ -60,8 +106,10 @@ def _windowed(tower: nn.Module, config: Any, values: Tensor, inputs: dict[str, A
     return _merged(tower, config, values, inputs)[torch.argsort(torch.as_tensor(order, device=values.device))]
 
 
-_runs = partial(_layout, a_frame_is_a_run=False)
-_frames = partial(_layout, a_frame_is_a_run=True)
-add_family(Family("qwen2_vl", lambda config: _runs, multi_axis_rope=True, tower_map=_merged))
-add_family(Family("qwen2_5_vl", lambda config: _runs, multi_axis_rope=True, tower_map=_windowed))
-add_family(Family("qwen3_vl", lambda config: _frames, multi_axis_rope=True, restores=True, tower_map=_merged))
+def _frames(config: Any) -> Any:
+    return partial(_layout, merge=config.vision_config.spatial_merge_size)
+
+
+add_family(Family("qwen2_vl", lambda config: _layout, multi_axis_rope=True, tower_map=_merged))
+add_family(Family("qwen2_5_vl", lambda config: _layout, multi_axis_rope=True, tower_map=_windowed))
+add_family(Family("qwen3_vl", _frames, multi_axis_rope=True, restores=True, frames_apart=True, tower_map=_merged))
