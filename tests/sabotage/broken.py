@@ -181,9 +181,9 @@ def rounds(original: Any) -> Any:
 
 
 def additive_masks_unread(original: Any) -> Any:
-    def hide(logits: Any, mask: Any, query_slot: Any, past: int) -> Any:
-        is_additive = isinstance(mask, torch.Tensor) and mask.is_floating_point()
-        return original(logits, None if is_additive else mask, query_slot, past)
+    def hide(logits: Any, source: Any, slots: Any) -> Any:
+        is_additive = isinstance(source.mask, torch.Tensor) and source.mask.is_floating_point()
+        return original(logits, replace(source, mask=None, window=None) if is_additive else source, slots)
 
     return hide
 

@@ -36,6 +36,25 @@ class QueryRow:
 
 
 @dataclass(frozen=True)
+class QueryRows:
+    """A request for the attention of several query rows of a layer; the plugin says which when it looks.
+
+    layer, when, rope: as in `QueryRow`; "before" projects the asked rows and all keys
+    """
+
+    layer: int
+    when: str = "inside"
+    rope: bool = True
+
+
+@dataclass(frozen=True)
+class LayerInput:
+    """A request for the hidden states at the input of an earlier decoder layer."""
+
+    layer: int
+
+
+@dataclass(frozen=True)
 class LayerKeys:
     """A request for the keys a decoder layer attends with; `rope` False takes the rotary rotation out."""
 
@@ -55,7 +74,7 @@ class TowerAttention:
     row: str = "received"
 
 
-Observation = QueryRow | LayerKeys | TowerAttention
+Observation = QueryRow | QueryRows | LayerInput | LayerKeys | TowerAttention
 
 
 @dataclass(frozen=True)

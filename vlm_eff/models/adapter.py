@@ -13,6 +13,11 @@ from vlm_eff.core.errors import UnsupportedModelError, explain
 from vlm_eff.models.family import FAMILIES, Family
 from vlm_eff.models.visual import Layout
 
+_STRUCTURAL = (
+    "bos_token_id", "eos_token_id", "pad_token_id", "vision_start_token_id", "vision_end_token_id",
+    "boi_token_index", "eoi_token_index",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Adapter:
@@ -20,6 +25,7 @@ class Adapter:
 
     top:       what the user calls; core: the module that receives input ids; decoder: the module that has `layers`
     tokens:    placeholder ids of images; video_tokens: of videos
+    structural: ids that are no words: begin and end of text and of images, padding, as far as the config names them
     tower:     the vision tower; blocks: its transformer blocks
     """
 
@@ -30,6 +36,7 @@ class Adapter:
     layers: nn.ModuleList
     tokens: tuple[int, ...]
     video_tokens: tuple[int, ...]
+    structural: tuple[int, ...]
     layout: Layout
     tower: nn.Module
     blocks: nn.ModuleList
@@ -116,6 +123,7 @@ def adapter_for(model: Any) -> Adapter:
         layers=decoder.layers,
         tokens=tokens,
         video_tokens=_ids(config, "video_token_id"),
+        structural=_structural(config),
         layout=family.make_layout(config),
         tower=tower,
         blocks=_blocks(family, tower),
@@ -144,6 +152,16 @@ def unwrap(model: Any) -> Any:
 def _ids(config: Any, name: str) -> tuple[int, ...]:
     value = getattr(config, name, None)
     return () if value is None else (int(value),)
+
+
+def _structural(config: Any) -> tuple[int, ...]:
+    """Every id that the config names as the begin or end of something, or as padding."""
+    found: set[int] = set()
+    for part in (config, config.get_text_config()):
+        for name in _STRUCTURAL:
+            value = getattr(part, name, None)
+            found.update(value if isinstance(value, (list, tuple)) else () if value is None else (value,))
+    return tuple(sorted(found))
 
 
 def _blocks(family: Family, tower: nn.Module) -> nn.ModuleList:

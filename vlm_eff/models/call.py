@@ -75,6 +75,7 @@ class Call:
     shift: Tensor | None = None
     ropes: dict[int, Any] = field(default_factory=dict)
     tapped: dict[int, Tapped] = field(default_factory=dict)
+    inputs: dict[int, tuple[Tensor, TokenMap]] = field(default_factory=dict)
     stages: list[Stage] = field(default_factory=list)
     maps: dict[int, TokenMap] = field(default_factory=dict)
     sequence: dict[int, tuple[int, int]] = field(default_factory=dict)
@@ -100,6 +101,7 @@ class Call:
     def close(self) -> None:
         """Let go of keys, masks, tables and embeddings: what a report needs is small."""
         self.tapped.clear()
+        self.inputs.clear()
         self.ropes.clear()
         self._memo.clear()
         self.entry.embeds = None
@@ -161,18 +163,21 @@ def has_placeholders(adapter: Adapter, ids: Tensor) -> bool:
 
 def _placeholders(adapter: Adapter, entry: Entry, embeds: Tensor) -> tuple[Tensor, Tensor]:
     """Where placeholders of images and of videos stand [B, S] each."""
-    image = torch.zeros(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
-    video = image.clone()
+    return find_ids(adapter, entry, embeds, adapter.tokens), find_ids(adapter, entry, embeds, adapter.video_tokens)
+
+
+def find_ids(adapter: Adapter, entry: Entry, like: Tensor, tokens: tuple[int, ...]) -> Tensor:
+    """Where the ids of a call are among `tokens` [B, S]; `like` [B, S, ...] tells shape and device."""
+    found = torch.zeros(like.shape[:2], dtype=torch.bool, device=like.device)
     embed = adapter.core.get_input_embeddings()
-    for found, tokens in ((image, adapter.tokens), (video, adapter.video_tokens)):
-        for token in tokens:
-            if entry.ids is not None:
-                found |= (entry.ids == token).to(embeds.device)
-            elif entry.embeds is not None:
-                # called with embeddings: placeholders are the rows that equal the placeholder's own embedding
-                own = embed(torch.tensor(token, device=entry.embeds.device))
-                found |= (entry.embeds == own).all(-1).to(embeds.device)
-    return image, video
+    for token in tokens:
+        if entry.ids is not None:
+            found |= (entry.ids == token).to(like.device)
+        elif entry.embeds is not None:
+            # called with embeddings: a token is where the rows equal its own embedding
+            own = embed(torch.tensor(token, device=entry.embeds.device))
+            found |= (entry.embeds == own).all(-1).to(like.device)
+    return found
 
 
 def _is_newline(embeds: Tensor, newline: Tensor, visual: Tensor) -> np.ndarray:

@@ -1,10 +1,11 @@
-"""One row of attention logits, without the L x L matrix, without a second forward and without eager attention."""
+"""Rows of attention logits, without the L x L matrix, without a second forward and without eager attention."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +13,13 @@ from torch import Tensor, nn
 from vlm_eff.core.errors import CapabilityError, explain
 from vlm_eff.models.token_map import TokenMap
 
+# logits held at a time, in numbers: 64 MiB of float32
+_CHUNK = 1 << 24
+
 
 @dataclass(frozen=True)
 class Tapped:
-    """What a layer attended with; references only, the row is computed when somebody asks.
+    """What a layer attended with; references only, rows are computed when somebody asks.
 
     query: [B, H, Q, Dh]; key: [B, Hkv, S, Dh]; mask as the layer got it; survivors: map of the call at that layer
     """
@@ -25,23 +29,42 @@ class Tapped:
     mask: Any
     scaling: float | None
     softcap: float | None
+    window: int | None
     rope: tuple[Tensor, Tensor] | None
     survivors: TokenMap
 
 
-def tapped_logits(seen: Tapped, attention: nn.Module, query_slot: Tensor, *, rope: bool) -> Tensor:
-    """Masked float32 logits of one query over all keys [B, H, S].
+@dataclass(frozen=True)
+class Source:
+    """What rows of logits are computed from.
 
-    query_slot: [B] physical slot of the query. `rope=False` takes the rotation of this call's tokens out again.
+    query:  physical slots [B, R] -> their queries [B, H, R, Dh]
+    key:    [B, Hkv, S, Dh] all keys; past: how many of them are older than this call
+    causal, window: what a layer without an explicit mask may see
     """
-    query, key = seen.query, tapped_keys(seen, attention, rope=rope)
-    new = query.shape[2]
-    row = query.gather(2, query_slot[:, None, None, None].expand(-1, query.shape[1], 1, query.shape[3]))
-    if not rope:
-        row = _unrotate(attention, row, *_rows(*_require_rope(seen.rope), query_slot))
-    scaling = seen.scaling if seen.scaling is not None else query.shape[-1] ** -0.5
-    logits = _dot(row, key, scaling, seen.softcap)
-    return _hide(logits, seen.mask, query_slot, key.shape[2] - new)
+
+    query: Callable[[Tensor], Tensor]
+    key: Tensor
+    past: int
+    mask: Any
+    scaling: float
+    softcap: float | None
+    causal: bool
+    window: int | None
+
+
+def tapped_source(seen: Tapped, attention: nn.Module, *, rope: bool) -> Source:
+    """Rows of a layer that attended; `rope=False` takes the rotation of this call's tokens out again."""
+
+    def query(slots: Tensor) -> Tensor:
+        rows = gather_rows(seen.query, slots)
+        return rows if rope else _unrotate(attention, rows, *_rows(*_require_rope(seen.rope), slots))
+
+    key = tapped_keys(seen, attention, rope=rope)
+    scaling = seen.scaling if seen.scaling is not None else seen.query.shape[-1] ** -0.5
+    past = key.shape[2] - seen.query.shape[2]
+    causal = bool(getattr(attention, "is_causal", True))
+    return Source(query, key, past, seen.mask, scaling, seen.softcap, causal, seen.window)
 
 
 def tapped_keys(seen: Tapped, attention: nn.Module, *, rope: bool) -> Tensor:
@@ -53,20 +76,19 @@ def tapped_keys(seen: Tapped, attention: nn.Module, *, rope: bool) -> Tensor:
     return torch.cat([seen.key[:, :, :-new], back], 2)
 
 
-def projected_logits(
+def projected_source(
     layer: nn.Module,
     hidden: Tensor,
     rope_tables: tuple[Tensor, Tensor] | None,
     mask: Any,
     past_key: Tensor | None,
-    query_slot: Tensor,
     *,
     rope: bool,
-) -> Tensor:
-    """The same row computed from the layer's input, before the layer runs [B, H, S].
+) -> Source:
+    """The same rows computed from the layer's input, before the layer runs.
 
     hidden: [B, N, D]; past_key: [B, Hkv, P, Dh] rotated keys already cached, or None; the cache is not touched.
-    Costs the layer's input norm and key projection over the N tokens, and one query projection.
+    Costs the layer's input norm and key projection over the N tokens, and one query projection a row.
     """
     attention = layer.self_attn
     for name in ("q_proj", "k_proj", "head_dim"):
@@ -79,18 +101,54 @@ def projected_logits(
                 )
             )
     normed = layer.input_layernorm(hidden)
-    at = query_slot[:, None, None].expand(-1, 1, normed.shape[2])
-    query = _heads(attention, "q", normed.gather(1, at))
     key = _heads(attention, "k", normed)
     if rope:
-        cos, sin = _require_rope(rope_tables)
-        query = _rotate(attention, query, *_rows(cos, sin, query_slot))
-        key = _rotate(attention, key, cos, sin)
+        key = _rotate(attention, key, *_require_rope(rope_tables))
+    past = 0
     if past_key is not None:
+        past = past_key.shape[2]
         key = torch.cat([past_key, key], 2)
+
+    def query(slots: Tensor) -> Tensor:
+        at = slots[:, :, None].expand(-1, -1, normed.shape[2])
+        rows = _heads(attention, "q", normed.gather(1, at))
+        return _rotate(attention, rows, *_rows(*_require_rope(rope_tables), slots)) if rope else rows
+
     scaling = getattr(attention, "scaling", attention.head_dim**-0.5)
-    logits = _dot(query, key, scaling, getattr(attention, "attn_logit_softcapping", None))
-    return _hide(logits, mask, query_slot, 0 if past_key is None else past_key.shape[2])
+    softcap = getattr(attention, "attn_logit_softcapping", None)
+    causal = bool(getattr(attention, "is_causal", True))
+    return Source(query, key, past, mask, scaling, softcap, causal, getattr(attention, "sliding_window", None))
+
+
+def row_logits(source: Source, slots: Tensor) -> Tensor:
+    """Masked float32 logits [B, H, R, S] of the queries at physical slots [B, R] over all keys."""
+    return _hide(_dot(source.query(slots), source.key, source.scaling, source.softcap), source, slots)
+
+
+def reduce_rows(source: Source, slots: Tensor, valid: Tensor, reduce: Literal["sum", "max"]) -> tuple[Tensor, Tensor]:
+    """Softmaxed attention of the `valid` [B, R] rows at `slots` [B, R], reduced over rows as they come.
+
+    Returns the sum or maximum over rows [B, H, S] float32, and how many of the rows may look at each key [B, S].
+    Never holds more than `_CHUNK` logits, so that all rows can be asked for without an L x L matrix.
+    """
+    batch, heads = slots.shape[0], source.query(slots[:, :1]).shape[1]
+    keys = source.key.shape[2]
+    total = torch.zeros(batch, heads, keys, device=slots.device)
+    looks = torch.zeros(batch, keys, dtype=torch.long, device=slots.device)
+    step = max(1, _CHUNK // (batch * heads * keys))
+    for start in range(0, slots.shape[1], step):
+        logits = row_logits(source, slots[:, start : start + step])
+        counted = valid[:, start : start + step]
+        # a padding row sees nothing and has no softmax; it is never counted
+        weights = logits.softmax(-1).masked_fill(~counted[:, None, :, None], 0.0)
+        total = total + weights.sum(2) if reduce == "sum" else torch.maximum(total, weights.amax(2))
+        looks += (torch.isfinite(logits[:, 0]) & counted[:, :, None]).sum(1)
+    return total, looks
+
+
+def gather_rows(heads: Tensor, slots: Tensor) -> Tensor:
+    """Rows `slots` [B, R] of [B, H, N, Dh], for every head."""
+    return heads.gather(2, slots[:, None, :, None].expand(-1, heads.shape[1], -1, heads.shape[3]))
 
 
 def _heads(attention: nn.Module, which: str, normed: Tensor) -> Tensor:
@@ -102,30 +160,35 @@ def _heads(attention: nn.Module, which: str, normed: Tensor) -> Tensor:
 
 
 def _dot(query: Tensor, key: Tensor, scaling: float, softcap: float | None) -> Tensor:
-    """Scaled float32 logits [B, H, S] of one query [B, H, 1, Dh] over grouped keys [B, Hkv, S, Dh]."""
-    batch, heads, _, width = query.shape
-    grouped = query.float().reshape(batch, key.shape[1], heads // key.shape[1], width)
-    logits = (grouped @ key.float().transpose(2, 3)).reshape(batch, heads, -1) * scaling
+    """Scaled float32 logits [B, H, R, S] of queries [B, H, R, Dh] over grouped keys [B, Hkv, S, Dh]."""
+    batch, heads, rows, width = query.shape
+    grouped = query.float().reshape(batch, key.shape[1], heads // key.shape[1] * rows, width)
+    logits = (grouped @ key.float().transpose(2, 3)).reshape(batch, heads, rows, -1) * scaling
     return logits if softcap is None else softcap * torch.tanh(logits / softcap)
 
 
-def _hide(logits: Tensor, mask: Any, query_slot: Tensor, past: int) -> Tensor:
-    """Set what the query may not see to -inf: later keys, and whatever the layer's mask hides."""
-    column = torch.arange(logits.shape[-1], device=logits.device)
-    hidden = (column[None, :] > (past + query_slot)[:, None])[:, None]
-    if isinstance(mask, Tensor) and mask.dim() == 2:
-        hidden = hidden | (mask[:, None, : logits.shape[-1]] == 0)
-    elif isinstance(mask, Tensor):
+def _hide(logits: Tensor, source: Source, slots: Tensor) -> Tensor:
+    """Set what the queries may not see to -inf: whatever the layer's mask hides, without one later keys."""
+    mask = source.mask
+    if isinstance(mask, Tensor) and mask.dim() == 4:
+        # the mask alone decides: a bidirectional image block looks ahead
         mask = mask.expand(logits.shape[0], *mask.shape[1:])
-        row = mask.gather(2, query_slot[:, None, None, None].expand(-1, mask.shape[1], 1, mask.shape[3]))[:, :, 0]
-        # a bidirectional image block never reaches the last prompt token's row, so the mask alone decides here
-        hidden = ~row if row.dtype == torch.bool else row <= torch.finfo(row.dtype).min / 2
-    return logits.masked_fill(hidden, float("-inf"))
+        rows = mask.gather(2, slots[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[3]))
+        hidden = ~rows if rows.dtype == torch.bool else rows <= torch.finfo(rows.dtype).min / 2
+        return logits.masked_fill(hidden, float("-inf"))
+    column = torch.arange(logits.shape[-1], device=logits.device)
+    distance = (source.past + slots)[:, :, None] - column
+    hidden = distance < 0 if source.causal else torch.zeros_like(distance, dtype=torch.bool)
+    if source.window is not None:
+        hidden = hidden | (distance >= source.window)
+    if isinstance(mask, Tensor):
+        hidden = hidden | (mask[:, None, : logits.shape[-1]] == 0)
+    return logits.masked_fill(hidden[:, None], float("-inf"))
 
 
-def _rows(cos: Tensor, sin: Tensor, slot: Tensor) -> tuple[Tensor, Tensor]:
-    at = slot[:, None, None].expand(-1, 1, cos.shape[-1])
-    return cos.expand(slot.shape[0], -1, -1).gather(1, at), sin.expand(slot.shape[0], -1, -1).gather(1, at)
+def _rows(cos: Tensor, sin: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
+    at = slots[:, :, None].expand(-1, -1, cos.shape[-1])
+    return cos.expand(slots.shape[0], -1, -1).gather(1, at), sin.expand(slots.shape[0], -1, -1).gather(1, at)
 
 
 def _rotate(attention: nn.Module, heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

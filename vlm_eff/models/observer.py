@@ -4,17 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from vlm_eff.core.errors import StateError, explain
 from vlm_eff.core.handle import Undo
-from vlm_eff.core.plugin import LayerKeys, Plugin, QueryRow, TowerAttention
+from vlm_eff.core.plugin import LayerInput, LayerKeys, Plugin, QueryRow, QueryRows, TowerAttention
 from vlm_eff.models.adapter import Adapter
 from vlm_eff.models.call import Call
-from vlm_eff.models.observe import Tapped, projected_logits, tapped_keys, tapped_logits
+from vlm_eff.models.observe import (
+    Source,
+    Tapped,
+    projected_source,
+    reduce_rows,
+    row_logits,
+    tapped_keys,
+    tapped_source,
+)  # fmt: skip
+from vlm_eff.models.rows import Attended, Rows
 from vlm_eff.models.tap import install_tap
 from vlm_eff.models.token_map import TokenMap
 from vlm_eff.models.tower import TowerObserver
@@ -39,8 +48,9 @@ class Observer:
         self.layers = {
             need.layer
             for need in needs
-            if isinstance(need, LayerKeys) or (isinstance(need, QueryRow) and need.when == "inside")
+            if isinstance(need, LayerKeys) or (isinstance(need, (QueryRow, QueryRows)) and need.when == "inside")
         }
+        self.inputs = {need.layer for need in needs if isinstance(need, LayerInput)}
         wanted = {need for need in needs if isinstance(need, TowerAttention)}
         self._tower = TowerObserver(adapter, wanted) if wanted else None
 
@@ -52,8 +62,9 @@ class Observer:
             def saw(layer: int, query: Tensor, key: Tensor, mask: Any, kwargs: dict[str, Any]) -> None:
                 call: Call | None = current()
                 if call is not None and call.spans is not None:
-                    scale, softcap = kwargs.get("scaling"), kwargs.get("softcap")
-                    call.tapped[layer] = Tapped(query, key, mask, scale, softcap, call.ropes.get(layer), call.present())
+                    scale, softcap, window = (kwargs.get(name) for name in ("scaling", "softcap", "sliding_window"))
+                    rope, survivors = call.ropes.get(layer), call.present()
+                    call.tapped[layer] = Tapped(query, key, mask, scale, softcap, window, rope, survivors)
 
             install_tap(attention, saw, undo)
         if self._tower is not None:
@@ -76,16 +87,35 @@ class ObservedCall:
 
     def query_logits(self, wanted: QueryRow) -> tuple[Tensor, Tensor]:
         """See `View.query_logits`."""
+        source, survivors = self._source(wanted)
+        logits = row_logits(source, survivors.physical(self.call.query_slot()[:, None]))[:, :, 0]
+        return logits, self._columns(survivors, logits.shape[-1])
+
+    def attention(self, wanted: QueryRows, rows: Rows, reduce: Literal["sum", "max"]) -> Attended:
+        """See `View.attention`."""
+        source, survivors = self._source(wanted)
+        # slots of columns that do not exist may name a token that is gone
+        slots = survivors.physical(torch.where(rows.valid, rows.slot, survivors.index[:, -1:]))
+        weight, looks = reduce_rows(source, slots, rows.valid, reduce)
+        keys = weight.shape[-1]
+        fresh = self._fresh(survivors, keys)
+        return Attended(weight, looks, self._columns(survivors, keys), fresh)
+
+    def layer_input(self, wanted: LayerInput, rows: Rows) -> Tensor:
+        """See `View.layer_input`."""
+        if wanted.layer not in self.call.inputs:
+            raise _not_seen(f"the input of layer {wanted.layer}")
+        hidden, survivors = self.call.inputs[wanted.layer]
+        at = survivors.physical(torch.where(rows.valid, rows.slot, survivors.index[:, -1:]))
+        return hidden.gather(1, at[:, :, None].expand(-1, -1, hidden.shape[2]))
+
+    def _source(self, wanted: QueryRow | QueryRows) -> tuple[Source, TokenMap]:
         layer = self.adapter.layers[wanted.layer]
         if wanted.when == "before" and wanted.layer == self.layer:
             survivors, now = self.call.present(), self.now()
-            query = self._query(survivors)
-            logits = projected_logits(layer, now.hidden, now.rope, now.mask, now.past_key, query, rope=wanted.rope)
-        else:
-            seen = self._tapped(wanted.layer)
-            survivors = seen.survivors
-            logits = tapped_logits(seen, layer.self_attn, self._query(survivors), rope=wanted.rope)
-        return logits, self._columns(survivors, logits.shape[-1])
+            return projected_source(layer, now.hidden, now.rope, now.mask, now.past_key, rope=wanted.rope), survivors
+        seen = self._tapped(wanted.layer)
+        return tapped_source(seen, layer.self_attn, rope=wanted.rope), seen.survivors
 
     def layer_keys(self, wanted: LayerKeys) -> Tensor:
         """See `View.layer_keys`."""
@@ -107,8 +137,9 @@ class ObservedCall:
         by_slot.scatter_add_(1, self.call.original.slot, torch.where(self.call.original.valid, full, 0.0))
         return torch.where(self.call.spans.valid, by_slot.gather(1, self.call.spans.slot), 0.0)
 
-    def _query(self, survivors: TokenMap) -> Tensor:
-        return survivors.physical(self.call.query_slot()[:, None])[:, 0]
+    def _fresh(self, survivors: TokenMap, keys: int) -> Tensor:
+        """Key column of each token that is present now, in a layer that saw `survivors`."""
+        return survivors.physical(self.call.present().index) + keys - survivors.size
 
     def _columns(self, survivors: TokenMap, keys: int) -> Tensor:
         assert self.call.spans is not None

@@ -31,6 +31,7 @@ from vlm_eff.models.layer_call import LayerCall
 from vlm_eff.models.ledger import Ledger
 from vlm_eff.models.masks import map_mask
 from vlm_eff.models.observer import Input, Observer
+from vlm_eff.models.rows import PromptRows
 from vlm_eff.models.slots import Slots
 from vlm_eff.models.token_map import TokenMap
 from vlm_eff.models.view import View
@@ -68,7 +69,7 @@ class Runtime:
         seams.before(adapter.core, self._core_before, undo)
         seams.before(adapter.decoder, self._decoder_before, undo)
         seams.after(adapter.decoder, self._decoder_after, undo)
-        for index in range(min([*self._at, *self.observer.layers]), adapter.num_layers):
+        for index in range(min([*self._at, *self.observer.layers, *self.observer.inputs]), adapter.num_layers):
             layer = adapter.layers[index]
             seams.before(layer, self._layer_hook(index), undo)
             if adapter.family.restores:
@@ -177,6 +178,8 @@ class Runtime:
         if call.full and call.survivors is not None:
             hidden, call.full = call.survivors.gather(hidden), False
         if call.spans is not None:
+            if index in self.observer.inputs:
+                call.inputs[index] = (hidden, call.present())
             for plugin in self._at.get(index, ()):
                 action = self._ask(call, index, plugin, now, hidden)
                 if action is not None:
@@ -295,6 +298,8 @@ class Runtime:
             image_original=lambda: call.shared("images", (), lambda: _per_image(call)),
             prompt_hash=lambda: call.shared("hash", (), call.prompt_hash),
             observed=self.observer.at(call, index, lambda: self._input(call, index, now, hidden)),
+            survivors=call.present(),
+            prompt=PromptRows(self.adapter, call),
         )
 
     def _input(self, call: Call, index: int, now: LayerCall, hidden: Tensor) -> Input:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from torch import Tensor
 
-from vlm_eff.core.plugin import LayerKeys, QueryRow, TowerAttention
+from vlm_eff.core.plugin import LayerInput, LayerKeys, QueryRow, QueryRows, TowerAttention
+from vlm_eff.models.rows import Attended, PromptRows, Rows
+from vlm_eff.models.token_map import TokenMap
 from vlm_eff.models.visual import VisualSpans
 
 
@@ -16,6 +18,8 @@ class Observed(Protocol):
     """Answers the observations of one view; `Observer.at` makes it."""
 
     def query_logits(self, wanted: QueryRow) -> tuple[Tensor, Tensor]: ...
+    def attention(self, wanted: QueryRows, rows: Rows, reduce: Literal["sum", "max"]) -> Attended: ...
+    def layer_input(self, wanted: LayerInput, rows: Rows) -> Tensor: ...
     def layer_keys(self, wanted: LayerKeys) -> Tensor: ...
     def tower(self, wanted: TowerAttention) -> Tensor: ...
 
@@ -29,6 +33,8 @@ class View:
     physical:       [B, V] position of each candidate in `hidden`
     original:       [B] candidates that entered the language model, a row
     image_original: () -> [B, G], the same for every image of a row, 0 where a row has fewer images
+    survivors:      tokens that are present: the map from sequence to `hidden`
+    prompt:         finds tokens by what they are; `text` and `probes` read it
     prompt_hash:    () -> a number for each row that depends on its prompt alone, equal for all beams of one prompt
     """
 
@@ -40,6 +46,8 @@ class View:
     image_original: Callable[[], Tensor]
     prompt_hash: Callable[[], tuple[int, ...]]
     observed: Observed
+    survivors: TokenMap
+    prompt: PromptRows
 
     def visual_hidden(self) -> Tensor:
         """Hidden states of the candidates [B, V, D]; columns beyond a row's own count hold other tokens."""
@@ -51,6 +59,49 @@ class View:
         Float32, with -inf where the query may not look. The observation must be among the plugin's `needs`.
         """
         return self.observed.query_logits(wanted)
+
+    def text(self, where: Literal["after", "all"] = "after") -> Rows:
+        """Text tokens of each row: "after" the last visual token of the row (the question), or "all" of this call's.
+
+        Left out are padding, visual placeholders with their newlines, candidates of assisted decoding that are not
+        verified yet, and the ids that the config names as begin, end or padding (of text and of images). Words of a
+        chat template, and tags that only the tokenizer knows, count as text. A row may have none: where the image comes
+        last, nothing is after it; a row without visual tokens has all its text after.
+        """
+        return self.prompt.text(where)
+
+    def hidden_at(self, rows: Rows) -> Tensor:
+        """Hidden states of `rows` [B, R, D]; columns beyond a row's own count hold other tokens."""
+        at = self.physical_of(rows)
+        return self.hidden.gather(1, at[:, :, None].expand(-1, -1, self.hidden.shape[-1]))
+
+    def physical_of(self, rows: Rows) -> Tensor:
+        """Positions of `rows` in `hidden` [B, R]; meaningless where not valid."""
+        return self.survivors.physical(rows.slot)
+
+    def candidates(self) -> Rows:
+        """The candidates that are left, as rows that can be asked for their attention."""
+        return Rows(self.spans.slot, self.spans.valid)
+
+    def probes(self, recent: float = 0.05, random: float = 0.05, seed: int = 0) -> Rows:
+        """A few rows that stand for all: the last `recent` share of the prompt and a `random` share of the rest.
+
+        Shares are rounded up and at least one token is recent. The draw depends on the seed and the prompt alone, so
+        that beams, batches and padding do not matter; the global random state is not touched (ZipCache, 2405.14256).
+        """
+        return self.prompt.probes(recent, random, seed)
+
+    def attention(self, wanted: QueryRows, rows: Rows, reduce: Literal["sum", "max"] = "sum") -> Attended:
+        """Softmaxed attention of `rows` over all keys, summed or the largest over the rows [B, H, S].
+
+        Float32, computed in chunks of rows: `prompt.everything()` gives exact column sums without an L x L matrix, at
+        the price of all products. The observation must be among the plugin's `needs`.
+        """
+        return self.observed.attention(wanted, rows, reduce)
+
+    def layer_input(self, wanted: LayerInput, rows: Rows) -> Tensor:
+        """Hidden states of `rows` at the input of an earlier layer [B, R, D]; other tokens beyond a row's own count."""
+        return self.observed.layer_input(wanted, rows)
 
     def layer_keys(self, wanted: LayerKeys) -> Tensor:
         """Keys of the candidates [B, V, Hkv, Dh]; columns beyond a row's own count hold other tokens."""
