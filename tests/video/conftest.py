@@ -1,0 +1,3 @@
+import pytest
+
+pytest.importorskip("av", reason="needs vlm-eff[video]")
