@@ -67,6 +67,9 @@ def test_rows_equal_the_eager_matrix(family: str, when: str, pad: str, monkeypat
             want = from_matrix(matrix, rows, reduce)
             torch.testing.assert_close(got.weight, want, atol=1e-4, rtol=1e-4)
             check_looks(got, rows, matrix)
+            # what the rows pay to one another: their own columns of the matrix
+            paid = want.mean(1).gather(1, rows.slot).masked_fill(~rows.valid, 0.0)
+            torch.testing.assert_close(got.to(rows)[0], paid, atol=1e-4, rtol=1e-4)
 
 
 def check_looks(got: Attended, rows: Rows, matrix: Tensor) -> None:

@@ -117,10 +117,10 @@ SABOTEURS: dict[str, Saboteur] = {
         f"{TOKENS}.reduce.pool.pool_cells", broken.shifted,
         checks_sets.pooling_keeps_seats, ("llava_next", HARD["average_pool"])),
     "rows and columns are exchanged": Saboteur(
-        f"{MODELS}.visual.CellWriter._add", broken.column_major,
+        f"{MODELS}.visual.CellWriter.cells", broken.column_major,
         checks_sets.spans_are_the_true_layout, ("llava", (1, 2, 0))),
     "frames are not parted": Saboteur(
-        f"{MODELS}.visual.CellWriter._add", broken.column_major, checks_sets.close_frames_are_told_apart, ()),
+        f"{MODELS}.visual.CellWriter.cells", broken.column_major, checks_sets.close_frames_are_told_apart, ()),
     "the global generator is used": Saboteur(
         f"{TOKENS}.scores.RandomScore.__call__", broken.global_random,
         checks_sets.random_choice_is_the_prompts, ("llava",)),

@@ -97,9 +97,7 @@ class ObservedCall:
         # slots of columns that do not exist may name a token that is gone
         slots = survivors.physical(torch.where(rows.valid, rows.slot, survivors.index[:, -1:]))
         weight, looks = reduce_rows(source, slots, rows.valid, reduce)
-        keys = weight.shape[-1]
-        fresh = self._fresh(survivors, keys)
-        return Attended(weight, looks, self._columns(survivors, keys), fresh)
+        return Attended(weight, looks, self._columns(survivors, weight.shape[-1]), survivors)
 
     def layer_input(self, wanted: LayerInput, rows: Rows) -> Tensor:
         """See `View.layer_input`."""
@@ -136,10 +134,6 @@ class ObservedCall:
         by_slot = full.new_zeros(full.shape[0], self.call.length)
         by_slot.scatter_add_(1, self.call.original.slot, torch.where(self.call.original.valid, full, 0.0))
         return torch.where(self.call.spans.valid, by_slot.gather(1, self.call.spans.slot), 0.0)
-
-    def _fresh(self, survivors: TokenMap, keys: int) -> Tensor:
-        """Key column of each token that is present now, in a layer that saw `survivors`."""
-        return survivors.physical(self.call.present().index) + keys - survivors.size
 
     def _columns(self, survivors: TokenMap, keys: int) -> Tensor:
         assert self.call.spans is not None

@@ -13,6 +13,7 @@ from torch import Tensor
 from vlm_eff.importance.select import from_mask
 from vlm_eff.models.adapter import Adapter
 from vlm_eff.models.call import Call, find_ids
+from vlm_eff.models.token_map import TokenMap
 
 
 @dataclass(frozen=True)
@@ -43,13 +44,18 @@ class Attended:
     weight:  [B, H, S] sum or maximum over the rows, over all keys, float32
     looks:   [B, S] how many of the rows may look at each key
     columns: [B, V] key column of each candidate
-    fresh:   [B, N] key column of each token of this call, in the order of `View.hidden`
     """
 
     weight: Tensor
     looks: Tensor
     columns: Tensor
-    fresh: Tensor
+    survivors: TokenMap
+
+    def to(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        """What each of `rows` gets, mean over heads [B, R], and how many may look at it [B, R]; 0 where not valid."""
+        columns = self.survivors.physical(rows.slot) + self.weight.shape[-1] - self.survivors.size
+        got, looks = self.weight.mean(1).gather(1, columns), self.looks.gather(1, columns)
+        return got.masked_fill(~rows.valid, 0.0), looks.masked_fill(~rows.valid, 0)
 
 
 class PromptRows:

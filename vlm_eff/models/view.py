@@ -99,9 +99,12 @@ class View:
         """
         return self.observed.attention(wanted, rows, reduce)
 
-    def layer_input(self, wanted: LayerInput, rows: Rows) -> Tensor:
-        """Hidden states of `rows` at the input of an earlier layer [B, R, D]; other tokens beyond a row's own count."""
-        return self.observed.layer_input(wanted, rows)
+    def layer_input(self, wanted: LayerInput, rows: Rows | None = None) -> Tensor:
+        """Hidden states of `rows` (default the candidates) at an earlier layer's input [B, R, D].
+
+        Columns beyond a row's own count hold other tokens.
+        """
+        return self.observed.layer_input(wanted, self.candidates() if rows is None else rows)
 
     def layer_keys(self, wanted: LayerKeys) -> Tensor:
         """Keys of the candidates [B, V, Hkv, Dh]; columns beyond a row's own count hold other tokens."""
