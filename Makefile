@@ -28,6 +28,7 @@ examples: $(VENV)/.dev
 bench: $(VENV)/.dev
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m vlm_eff.eval.table
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/prefill.py
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/overhead.py
 
 # rewrite the generated parts of README.md
 readme: $(VENV)/.dev

@@ -60,14 +60,14 @@ def random_llava(visual_tokens: int) -> LlavaForConditionalGeneration:
     return LlavaForConditionalGeneration(config).eval()
 
 
-def random_prompt(model: LlavaForConditionalGeneration, batch: int) -> dict[str, torch.Tensor]:
-    """Eight text tokens, one image, and the rest of the text."""
+def random_prompt(model: LlavaForConditionalGeneration, batch: int, images: int = 1) -> dict[str, torch.Tensor]:
+    """Eight text tokens, the images, and the rest of the text."""
     vision = model.config.vision_config
-    side, visual = vision.image_size, (vision.image_size // vision.patch_size) ** 2
+    side, visual = vision.image_size, images * (vision.image_size // vision.patch_size) ** 2
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(10, IMAGE_ID, (batch, visual + TEXT), generator=generator)
     ids[:, 8 : 8 + visual] = IMAGE_ID
-    pixels = torch.randn(batch, 3, side, side, generator=generator).to(model.device, model.dtype)
+    pixels = torch.randn(batch * images, 3, side, side, generator=generator).to(model.device, model.dtype)
     ids = ids.to(model.device)
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels}
 

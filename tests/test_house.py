@@ -13,7 +13,7 @@ import pytest
 
 import vlm_eff
 from tests import tiny
-from vlm_eff.eval.readme import README, render_readme
+from vlm_eff.eval.readme import pages, render
 from vlm_eff.models.adapter import FAMILIES
 
 PACKAGE = Path(vlm_eff.__file__).parent
@@ -166,5 +166,6 @@ def test_every_public_function_has_a_docstring() -> None:
     assert not bare, "\n".join(bare)
 
 
-def test_readme_is_fresh() -> None:
-    assert README.read_text(encoding="utf-8") == render_readme(), "run: make readme"
+@pytest.mark.parametrize("page", pages(), ids=lambda page: page.name)
+def test_generated_pages_are_fresh(page: Path) -> None:
+    assert page.read_text(encoding="utf-8") == render(page), "run: make readme"

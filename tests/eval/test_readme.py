@@ -1,13 +1,14 @@
 """The generated parts of the README: numbers come from records, and a stale README is noticed."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
 from vlm_eff.core.errors import StateError
-from vlm_eff.eval import readme
+from vlm_eff.eval import readme, results
 from vlm_eff.eval.record import Record
 from vlm_eff.eval.subject import Subject
 from vlm_eff.eval.table import measure
@@ -36,6 +37,11 @@ def small_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path.write_text(TEXT)
     monkeypatch.setattr(readme, "README", path)
     monkeypatch.setattr(readme, "ROOT", tmp_path)
+    page = tmp_path / "methods.md"
+    page.write_text(
+        "".join(f"<!-- {name}:begin --><!-- {name}:end -->\n" for name in ("methods", "families", "overhead"))
+    )
+    monkeypatch.setattr(readme, "METHODS_PAGE", page)
     return path
 
 
@@ -63,22 +69,44 @@ def test_a_stale_readme_fails_until_it_is_rewritten(small_readme: Path) -> None:
 def test_missing_markers_are_named(small_readme: Path) -> None:
     small_readme.write_text(TEXT.replace("<!-- methods:end -->", ""))
     with pytest.raises(StateError, match="methods:end"):
-        readme.render_readme()
+        readme.render(small_readme)
 
 
-def test_result_table_shows_the_record(subject: Subject) -> None:
+def test_tables_show_the_record(subject: Subject, tmp_path: Path) -> None:
     easy, scenes = easy_vqa_samples("test")[:3], scene_samples("test", 1)
-    record = measure(subject, easy, scenes, shares=(0.5,), methods=("fastv", "uniform_grid"), pairs=3)
+    done = tmp_path / "rows.jsonl"
+    methods = ("fastv", "uniform_grid")
+    record = measure(subject, easy, scenes, shares=(0.5, 1 / 9), methods=methods, pairs=3, done=done)
     assert record.n == 3 + len(scenes)
-    assert [row["method"] for row in record.result["rows"]] == ["bare", "fastv", "uniform_grid"]
+    assert [row["method"] for row in record.result["rows"]] == ["bare", "fastv", "uniform_grid", "uniform_grid"]
     assert record.config["plugins"]["fastv @ 72"]["method"] == "fastv"
-    table = readme.result_table(record)
-    bare, fastv, _ = table.splitlines()[2:5]
-    assert bare.startswith("| bare | 144 | 1 | 1 | 1 |")
-    assert fastv.startswith("| fastv | 72.0 | 0.")
-    for words in ("3 easy-VQA test questions", f"{len(scenes)} questions about", "3 interleaved pairs", "ratios only"):
-        assert words in table
-    assert record.device in table
+    # one of eight layers sees all 144 tokens: 18 at least
+    (entry,) = record.result["unreachable"]
+    assert entry["method"] == "fastv" and "18" in entry["reason"]
+
+    summary = results.summary_table(record).splitlines()
+    assert summary[0].startswith("| method | scenes 50% | scenes 11% | locate 50%")
+    assert [line.split(" | ")[0] for line in summary[2:5]] == ["| bare", "| `fastv`", "| *uniform_grid*"]
+    assert summary[3].split(" | ")[2] == "-" != summary[4].split(" | ")[2]
+
+    page = results.results_page(record)
+    assert "### 72 of 144 tokens (50%)" in page and "### 16 of 144 tokens (11%)" in page
+    assert "Out of reach with 8 layers: `fastv`." in page
+    assert "| `fastv` | 72.0 | 0." in page and "3 interleaved pairs" in page and "ratios only" in page
+    assert record.device in page
+
+    # a second run takes its rows from the first
+    again = measure(subject, easy, scenes, shares=(0.5, 1 / 9), methods=methods, pairs=3, done=done)
+    assert again.result == record.result
+
+
+def test_a_method_that_loses_to_a_blind_baseline_is_named() -> None:
+    def row(method: str, scenes: float, locate: float) -> dict[str, Any]:
+        return {"method": method, "scenes_accuracy": scenes, "scenes_by_family": {"locate": locate}}
+
+    said = results._beaten([row("uniform_grid", 0.8, 0.9), row("clever", 0.85, 0.7), row("poor", 0.5, 0.95)])
+    assert "on all scene questions: `poor` (50.0)" in said
+    assert "on localisation: `clever` (70.0)" in said
 
 
 def test_speed_table_shows_the_record() -> None:
@@ -94,3 +122,15 @@ def test_speed_table_shows_the_record() -> None:
     table = readme.speed_table(record)
     assert "| `fastv:layer=2` | 336 | 0.60 | 0.70 [0.60, 0.80] |" in table
     assert "ratios only" in table and "median of 20" in table
+
+
+def test_overhead_table_shows_the_record() -> None:
+    def row(length: int, saved: float, share: float | None) -> dict[str, Any]:
+        return {
+            "plugin": "fastv", "visual_tokens": length, "selection_ms": 2.0, "bare_ms": 100.0,
+            "attached_ms": 100.0 - saved, "share_of_saving": share,
+        }  # fmt: skip
+
+    config = {"text_tokens": 64, "dtype": "float32", "threads": 1}
+    record = Record("overhead", "1", "random LLaVA", config, "CPU", 20, [row(576, 50, 0.04), row(2880, -1, None)])
+    assert "| `fastv` | 2.0 ms | 50 ms | 4.0% | 2.0 ms | -1 ms | nothing saved |" in readme.overhead_table(record)

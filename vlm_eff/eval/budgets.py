@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from PIL import Image
 
-from vlm_eff.core.plugin import Plugin
+from vlm_eff.core.errors import ConfigError
+from vlm_eff.core.plugin import BindContext, Plugin
+from vlm_eff.core.registry import METHODS
 from vlm_eff.eval.subject import Subject
 from vlm_eff.models.attach import attach
 from vlm_eff.tokens import for_budget, uniform_grid
@@ -59,3 +63,34 @@ def settings_at(sizes: Sizes, methods: Sequence[str], shares: Sequence[float]) -
             plugin = for_budget(method, n_eq=n_eq, visual_tokens=sizes.visual_tokens, num_layers=sizes.num_layers)
             made.append(Setting(method, n_eq, plugin))
     return made
+
+
+def reach(method: str, n_eq: float, sizes: Sizes) -> Plugin:
+    """The method at a budget: with its default layers, or moved forward so that it begins at layer 1.
+
+    A deep decoder leaves room for layers that see every token; with few layers a small budget is only met by a method
+    that begins early.
+
+    Raises:
+        ConfigError: not even then can it be reached.
+    """
+    visual, layers = sizes.visual_tokens, sizes.num_layers
+    try:
+        return for_budget(method, n_eq=n_eq, visual_tokens=visual, num_layers=layers)
+    except ConfigError:
+        earlier = _from_layer_one(method, layers)
+        if earlier is None:
+            raise
+        return for_budget(method, n_eq=n_eq, visual_tokens=visual, num_layers=layers, **earlier)
+
+
+def _from_layer_one(method: str, num_layers: int) -> dict[str, Any] | None:
+    """Arguments that move the first stage to layer 1, or None for a method without such arguments."""
+    make = METHODS.get(method).make
+    known = inspect.signature(make).parameters
+    layers = [site.layer for site in make().bind(BindContext("budget", num_layers)).sites]
+    if not layers or layers[0] < 1:
+        return None
+    if "layers" in known:
+        return {"layers": tuple(layer - layers[0] + 1 for layer in layers)}
+    return {"layer": 1} if "layer" in known else None

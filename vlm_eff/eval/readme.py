@@ -1,4 +1,4 @@
-"""The generated parts of README.md: `python -m vlm_eff.eval.readme --write` or `--check`.
+"""The generated parts of README.md and docs/methods.md: `python -m vlm_eff.eval.readme --write` or `--check`.
 
 The method table comes from the registry, the results from the committed record, the example's output from running it;
 nobody types a number.
@@ -10,7 +10,7 @@ import contextlib
 import io
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -19,30 +19,51 @@ from vlm_eff.core.errors import StateError, explain
 from vlm_eff.eval.catalogue import families_text, method_rows
 from vlm_eff.eval.loading import quiet_libraries
 from vlm_eff.eval.record import Record, read_record
+from vlm_eff.eval.results import results_page, summary_table
 from vlm_eff.eval.table import RECORD
 from vlm_eff.models.adapter import FAMILIES
 
 ROOT = Path(vlm_eff.__file__).resolve().parents[1]
 SPEED_RECORD = Path("benchmarks/results/prefill.json")
+OVERHEAD_RECORD = Path("benchmarks/results/overhead.json")
 README = ROOT / "README.md"
+METHODS_PAGE = ROOT / "docs" / "methods.md"
 
 
-def render_readme() -> str:
-    """README.md with its generated parts made anew.
+def pages() -> dict[Path, tuple[str, ...]]:
+    """Every page with generated parts, and the names of their markers."""
+    return {
+        README: ("output", "methods", "results", "speed"),
+        METHODS_PAGE: ("methods", "families", "overhead"),
+    }
+
+
+def render(page: Path) -> str:
+    """A page with its generated parts made anew.
 
     Raises:
         StateError: a pair of markers is missing.
-        InputError: the record cannot be read.
+        InputError: a record cannot be read.
     """
-    text = README.read_text(encoding="utf-8")
-    text = _between(text, "output", f"```\n{example_output(text)}\n```")
-    text = _between(text, "methods", method_table())
-    record = ROOT / RECORD
-    results = result_table(read_record(record)) if record.is_file() else "Not measured yet: `make bench`."
-    text = _between(text, "results", results)
-    speed = ROOT / SPEED_RECORD
-    times = speed_table(read_record(speed)) if speed.is_file() else "Not measured yet: `make bench`."
-    return _between(text, "speed", times)
+    text = page.read_text(encoding="utf-8")
+    for name in pages()[page]:
+        text = _between(text, name, _part(name, text))
+    return text
+
+
+def _part(name: str, text: str) -> str:
+    if name == "output":
+        return f"```\n{example_output(text)}\n```"
+    if name == "methods":
+        return method_table()
+    path, show = {
+        "results": (RECORD, summary_table),
+        "families": (RECORD, results_page),
+        "speed": (SPEED_RECORD, speed_table),
+        "overhead": (OVERHEAD_RECORD, overhead_table),
+    }[name]
+    record = ROOT / path
+    return show(read_record(record)) if record.is_file() else "Not measured yet: `make bench`."
 
 
 def example_output(text: str) -> str:
@@ -68,25 +89,6 @@ def method_table() -> str:
     return "\n".join([*lines, "", f"Families with an adapter: {', '.join(FAMILIES)}."])
 
 
-def result_table(record: Record) -> str:
-    """The record as a Markdown table, with what it was measured on."""
-    config, result = record.config, record.result
-    tokens = config["timed_question"]["visual_tokens"]
-    lines = [
-        "| method | n_eq | prefill FLOPs | KV bytes | time to first token | easy-VQA | scenes |",
-        "|---|---|---|---|---|---|---|",
-        *(_result_row(row, tokens) for row in result["rows"]),
-        "",
-        f"n_eq: visual tokens averaged over the {config['timed_question']['layers']} decoder layers, of {tokens}; "
-        "FLOPs, KV bytes and time are with the method / bare. Accuracy: exact match over "
-        f"{result['easy_vqa_n']} easy-VQA test questions and {result['scenes_n']} questions about held-out scenes. "
-        f"Time: median of {config['timed_pairs']} interleaved pairs [95 % interval], one question, batch 1; "
-        f"{config['timing']}. Bundled model, {config['dtype']}, {record.device}, torch {record.packages['torch']}, "
-        f"transformers {record.packages['transformers']}, {record.date}.",
-    ]
-    return "\n".join(lines)
-
-
 def speed_table(record: Record) -> str:
     """The record of `benchmarks/prefill.py` as a Markdown table."""
     config = record.config
@@ -104,13 +106,35 @@ def speed_table(record: Record) -> str:
     return "\n".join([*lines, "", note])
 
 
-def _result_row(row: dict[str, Any], tokens: int) -> str:
-    accuracy = f"{row['easy_vqa_accuracy']:.1%} | {row['scenes_accuracy']:.1%}"
-    if row["n_eq"] is None:
-        return f"| {row['method']} | {tokens} | 1 | 1 | 1 | {accuracy} |"
-    middle, low, high = row["first_token_ratio"]
-    ratios = f"{row['prefill_flops_ratio']:.2f} | {row['kv_bytes_ratio']:.2f} | {middle:.2f} [{low:.2f}, {high:.2f}]"
-    return f"| {row['method']} | {row['n_eq']:.1f} | {ratios} | {accuracy} |"
+def overhead_table(record: Record) -> str:
+    """The record of `benchmarks/overhead.py` as a Markdown table: one line a method, one pair of columns a length."""
+    lengths = list(dict.fromkeys(row["visual_tokens"] for row in record.result))
+    rows = {(row["plugin"], row["visual_tokens"]): row for row in record.result}
+    titles = " | ".join(f"{n} tokens: selecting | saved | share" for n in lengths)
+    lines = [f"| plugin | {titles} |", "|" + "---|" * (1 + 3 * len(lengths))]
+    for plugin in dict.fromkeys(row["plugin"] for row in record.result):
+        cells = []
+        for length in lengths:
+            row = rows.get((plugin, length))
+            share = None if row is None else row["share_of_saving"]
+            cells += (
+                ["-"] * 3
+                if row is None
+                else [
+                    f"{row['selection_ms']:.1f} ms",
+                    f"{row['bare_ms'] - row['attached_ms']:.0f} ms",
+                    "nothing saved" if share is None else f"{share:.1%}",
+                ]
+            )
+        lines.append(f"| `{plugin}` | {' | '.join(cells)} |")
+    config = record.config
+    note = (
+        "Time a method takes to score and select, the prefill time it saves, and the first as a share of the second: "
+        f"medians of {record.n} interleaved pairs (a quarter of them for the longer prompt). Absolute times are of "
+        f"this machine, the share is what counts. Model: {record.model}, {config['text_tokens']} text tokens, "
+        f"{config['dtype']}, {config['threads']} thread(s), {record.device}, {record.date}."
+    )
+    return "\n".join([*lines, "", note])
 
 
 def _linked(paper: str) -> str:
@@ -122,24 +146,25 @@ def _between(text: str, name: str, content: str) -> str:
     before, opened, rest = text.partition(begin)
     _, closed, after = rest.partition(end)
     if not opened or not closed:
-        raise StateError(explain(f"README.md lacks {begin} or {end}", "a README with both", "Put the markers back"))
+        raise StateError(explain(f"a page lacks {begin} or {end}", "a page with both", "Put the markers back"))
     return f"{before}{begin}\n{content}\n{end}{after}"
 
 
 def main(
     write: Annotated[
-        bool, typer.Option("--write/--check", help="Rewrite README.md, or fail when it is stale.")
+        bool, typer.Option("--write/--check", help="Rewrite the pages, or fail when one is stale.")
     ] = False,
 ) -> None:
-    """Make the generated parts of README.md anew, or check them."""
-    made = render_readme()
-    stale = made != README.read_text(encoding="utf-8")
-    if write and stale:
-        README.write_text(made, encoding="utf-8")
-    if stale and not write:
-        typer.echo("README.md is stale; run: make readme", err=True)
+    """Make the generated parts of README.md and of the documentation anew, or check them."""
+    stale = {page: made for page in pages() if (made := render(page)) != page.read_text(encoding="utf-8")}
+    names = ", ".join(page.name for page in stale)
+    if write:
+        for page, made in stale.items():
+            page.write_text(made, encoding="utf-8")
+    elif stale:
+        typer.echo(f"{names} stale; run: make readme", err=True)
         raise typer.Exit(1)
-    typer.echo("README.md rewritten" if stale else "README.md is fresh", err=True)
+    typer.echo(f"rewritten: {names}" if stale else "generated pages are fresh", err=True)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,135 @@
+"""The record of methods at equal budgets as Markdown: a short table for the README, a page with everything."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vlm_eff.eval.record import Record
+
+BASELINES = ("uniform_grid", "random_drop", "average_pool")
+# chance in the bare model, so it compares nothing
+_LEFT_OUT = {"relation"}
+
+Row = dict[str, Any]
+
+
+def summary_table(record: Record) -> str:
+    """One line a method: accuracy on scenes, on their localisation questions and on easy-VQA at every budget."""
+    tokens, budgets = _tokens(record), _budgets(record)
+    shares = [f"{budget / tokens:.0%}" for budget in budgets]
+    rows = {(row["method"], row["n_eq_asked"]): row for row in record.result["rows"]}
+    names = [name for name in dict.fromkeys(row["method"] for row in record.result["rows"]) if name != "bare"]
+    names = sorted(names, key=lambda name: (name in BASELINES, name))
+    columns = [("scenes", _scenes), ("locate", _locate), ("easy-VQA", _easy)]
+    titles = " | ".join(f"{title} {share}" for title, _ in columns for share in shares)
+    lines = [f"| method | {titles} |", "|" + "---|" * (1 + len(columns) * len(shares))]
+    bare = rows[("bare", None)]
+    lines.append("| bare | " + " | ".join(_percent(value(bare)) for _, value in columns for _ in shares) + " |")
+    for name in names:
+        cells = [rows.get((name, budget)) for budget in budgets]
+        shown = [_percent(value(cell)) if cell else "-" for _, value in columns for cell in cells]
+        label = f"*{name}*" if name in BASELINES else f"`{name}`"
+        lines.append(f"| {label} | {' | '.join(shown)} |")
+    result = record.result
+    note = (
+        f"Exact match in per cent, with {', '.join(f'{b:g}' for b in budgets)} of {tokens} visual tokens averaged over "
+        f"{record.config['timed_question']['layers']} layers (n_eq); in italics the baselines that look at nothing. "
+        f'"locate": questions where something is. "-": the method cannot reach the budget on a decoder this shallow. '
+        f"N = {result['scenes_n']} questions about held-out scenes, {result['easy_vqa_n']} easy-VQA test questions. "
+        f"{_conditions(record)}"
+    )
+    return "\n".join([*lines, "", note])
+
+
+def results_page(record: Record) -> str:
+    """All numbers of the record: one table a budget, with every question family of the scenes."""
+    tokens = _tokens(record)
+    parts = []
+    for budget in _budgets(record):
+        rows = [row for row in record.result["rows"] if row["n_eq_asked"] in (None, budget)]
+        families = [name for name in rows[0]["scenes_by_family"] if name not in _LEFT_OUT]
+        head = ["method", "n_eq", "FLOPs", "KV bytes", "first token", "easy-VQA", "scenes", *families]
+        lines = [f"### {budget:g} of {tokens} tokens ({budget / tokens:.0%})", ""]
+        lines += ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+        lines += [_line(row, tokens, families) for row in sorted(rows, key=_order)]
+        missing = [entry for entry in record.result.get("unreachable", ()) if entry["n_eq_asked"] == budget]
+        if missing:
+            names = ", ".join(f"`{entry['method']}`" for entry in missing)
+            lines += ["", f"Out of reach with {record.config['timed_question']['layers']} layers: {names}."]
+        lines += ["", _beaten(rows)]
+        parts.append("\n".join(lines))
+    note = (
+        "FLOPs (decoder), KV bytes and time to first token are with the method / bare; time is the median of "
+        f"{record.config['timed_pairs']} interleaved pairs [95 % interval], {record.config['timing']}. "
+        f"N = {record.result['scenes_n']} scene questions and {record.result['easy_vqa_n']} easy-VQA test questions. "
+        f"The family `relation` is left out of the columns: the bare model answers it at chance. {_conditions(record)}"
+    )
+    return "\n\n".join([*parts, note])
+
+
+def _beaten(rows: list[Row]) -> str:
+    """Which methods do worse than the best of the baselines that drop tokens without looking."""
+    blind = [row for row in rows if row["method"] in ("uniform_grid", "random_drop")]
+    others = [row for row in rows if row["method"] not in (*BASELINES, "bare")]
+    said = []
+    for what, value in (("all scene questions", _scenes), ("localisation", _locate)):
+        if not blind:
+            continue
+        bar = max(value(row) for row in blind)
+        losers = [f"`{row['method']}` ({_percent(value(row))})" for row in others if value(row) < bar]
+        best = max(blind, key=value)["method"]
+        listed = ", ".join(losers) or "none"
+        said.append(f"Below `{best}` ({_percent(bar)}) on {what}: {listed}.")
+    return " ".join(said)
+
+
+def _line(row: Row, tokens: int, families: list[str]) -> str:
+    if row["method"] == "bare":
+        cells = ["bare", str(tokens), "1", "1", "1"]
+    else:
+        middle, low, high = row["first_token_ratio"]
+        cells = [
+            f"`{row['method']}`",
+            f"{row['n_eq']:.1f}",
+            f"{row['prefill_flops_ratio']:.2f}",
+            f"{row['kv_bytes_ratio']:.2f}",
+            f"{middle:.2f} [{low:.2f}, {high:.2f}]",
+        ]
+    cells += [_percent(_easy(row)), _percent(_scenes(row))]
+    cells += [_percent(row["scenes_by_family"].get(family, float("nan"))) for family in families]
+    return f"| {' | '.join(cells)} |"
+
+
+def _order(row: Row) -> tuple[bool, bool, float]:
+    return row["method"] != "bare", row["method"] in BASELINES, -_scenes(row)
+
+
+def _budgets(record: Record) -> list[float]:
+    return sorted({row["n_eq_asked"] for row in record.result["rows"] if row["n_eq_asked"] is not None}, reverse=True)
+
+
+def _tokens(record: Record) -> int:
+    return int(record.config["timed_question"]["visual_tokens"])
+
+
+def _conditions(record: Record) -> str:
+    return (
+        f"Bundled model, {record.config['dtype']}, {record.device}, torch {record.packages['torch']}, "
+        f"transformers {record.packages['transformers']}, {record.date}."
+    )
+
+
+def _scenes(row: Row) -> float:
+    return float(row["scenes_accuracy"])
+
+
+def _locate(row: Row) -> float:
+    return float(row["scenes_by_family"].get("locate", float("nan")))
+
+
+def _easy(row: Row) -> float:
+    return float(row["easy_vqa_accuracy"])
+
+
+def _percent(value: float) -> str:
+    return "-" if value != value else f"{100 * value:.1f}"
