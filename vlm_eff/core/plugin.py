@@ -66,15 +66,40 @@ class LayerKeys:
 class TowerAttention:
     """A request for attention inside a block of the vision tower.
 
-    block: 0-based; -1 is the last one
-    row:   "cls" is what the class token pays to each patch, "received" the mean over all queries; mean over heads
+    block: 0-based; -1 is the last one. In a tower that looks through windows (Qwen2.5-VL) a negative number means the
+           nearest block at or before it that sees the whole image
+    row:   "cls" is what the class token pays to each patch, "received" the mean over the queries that may look at it,
+           "auto" the first where the tower has a class token and the second elsewhere
+    heads: "mean" over the heads' weights, or "joined": one softmax over the heads' logits as if they were a single
+           head of their joint width (PruMerge)
     """
 
     block: int
     row: str = "received"
+    heads: str = "mean"
 
 
-Observation = QueryRow | QueryRows | LayerInput | LayerKeys | TowerAttention
+@dataclass(frozen=True)
+class TowerKeys:
+    """A request for the keys that a block of the vision tower attends with, rotated where the tower rotates.
+
+    block: as in `TowerAttention`; heads: "mean" over the heads, or "joined" side by side
+    """
+
+    block: int
+    heads: str = "mean"
+
+
+@dataclass(frozen=True)
+class TowerFeatures:
+    """A request for what the projector is given, in families whose projector works token by token.
+
+    Elsewhere a token is made from several patches, and plugins work on what the projector made of them.
+    """
+
+
+TowerObservation = TowerAttention | TowerKeys | TowerFeatures
+Observation = QueryRow | QueryRows | LayerInput | LayerKeys | TowerObservation
 
 
 @dataclass(frozen=True)
@@ -89,24 +114,28 @@ class BindContext:
     def check_needs(self, plugin: str, needs: tuple[Observation, ...]) -> None:
         """Raise `CapabilityError` when the model cannot be observed as asked."""
         for need in needs:
-            if not isinstance(need, TowerAttention):
+            if isinstance(need, TowerAttention | TowerKeys):
+                self._check_block(plugin, need)
+            elif not isinstance(need, TowerFeatures):
                 self.check_layer(plugin, need.layer)
-            elif not -self.num_blocks <= need.block < self.num_blocks:
-                raise CapabilityError(
-                    explain(
-                        f"{plugin} wants tower block {need.block}, this {self.family} tower has {self.num_blocks}",
-                        f"blocks {-self.num_blocks} to {self.num_blocks - 1}",
-                        "Choose a block that exists",
-                    )
+
+    def _check_block(self, plugin: str, need: TowerAttention | TowerKeys) -> None:
+        if not -self.num_blocks <= need.block < self.num_blocks:
+            raise CapabilityError(
+                explain(
+                    f"{plugin} wants tower block {need.block}, this {self.family} tower has {self.num_blocks}",
+                    f"blocks {-self.num_blocks} to {self.num_blocks - 1}",
+                    "Choose a block that exists",
                 )
-            elif need.row == "cls" and not self.class_token:
-                raise CapabilityError(
-                    explain(
-                        f"{plugin} wants the class token of a {self.family} tower, which has none",
-                        'row="received" on towers without a class token',
-                        'Use row="received"',
-                    )
+            )
+        if isinstance(need, TowerAttention) and need.row == "cls" and not self.class_token:
+            raise CapabilityError(
+                explain(
+                    f"{plugin} wants the class token of a {self.family} tower, which has none",
+                    'row="received" or row="auto" on towers without a class token',
+                    'Use row="received"',
                 )
+            )
 
     def check_layer(self, plugin: str, layer: int) -> None:
         """Raise `CapabilityError` when the decoder has no such layer."""

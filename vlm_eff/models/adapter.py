@@ -51,6 +51,23 @@ class Adapter:
         """Decoder layers."""
         return len(self.layers)
 
+    @property
+    def class_token(self) -> bool:
+        """True when the tower's first token is a class token."""
+        names = (name for name, _ in self.tower.named_parameters())
+        return self.family.class_token and any(name.endswith(("class_embedding", "cls_token")) for name in names)
+
+    @property
+    def projector(self) -> nn.Module | None:
+        """What turns each tower feature into one token by itself, in families that have such a part."""
+        return getattr(self.core, self.family.projector) if self.family.projector else None
+
+    def block(self, index: int) -> int:
+        """Number of a tower block, 0-based; see `TowerAttention` for negative numbers in towers with windows."""
+        whole = getattr(self.core.config.vision_config, "fullatt_block_indexes", None)
+        found = index % len(self.blocks)
+        return max((block for block in whole if block <= found), default=found) if whole and index < 0 else found
+
     def newline(self) -> Tensor | None:
         """The image-newline embedding [D] of families that have one."""
         return getattr(self.core, self.family.newline) if self.family.newline else None
@@ -75,7 +92,7 @@ class Adapter:
                 + (f" ({', '.join(f'{kinds.count(k)} {k}' for k in sorted(set(kinds)))})" if kinds else ""),
                 f"attention   {self.decoder.config._attn_implementation}",
                 f"tower       {type(self.tower).__name__}, {len(self.blocks)} blocks"
-                + (", class token" if self.family.class_token else ""),
+                + (", class token" if self.class_token else ""),
                 f"image ids   {self.tokens or 'none'}, video ids {self.video_tokens or 'none'}",
                 f"positions   {'time, height, width' if self.family.multi_axis_rope else 'one axis'}",
             ]

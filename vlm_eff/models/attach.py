@@ -37,7 +37,7 @@ def attach(model: Any, *plugins: Plugin) -> Handle:
     adapter = adapter_for(model)
     refusals.refuse_compiled(adapter.top)
     refusals.refuse_training(adapter.top)
-    context = BindContext(adapter.name, adapter.num_layers, len(adapter.blocks), adapter.family.class_token)
+    context = BindContext(adapter.name, adapter.num_layers, len(adapter.blocks), adapter.class_token)
     bound = tuple(plugin.bind(context) for plugin in plugins)
     check_conflicts(bound)
     refusals.refuse_plugins(adapter, bound)

@@ -15,6 +15,7 @@ from torch import Tensor
 from vlm_eff.models.adapter import Adapter
 from vlm_eff.models.observe import Tapped
 from vlm_eff.models.token_map import TokenMap
+from vlm_eff.models.tower import Arrived
 from vlm_eff.models.visual import SpanSource, VisualSpans, make_spans
 
 T = TypeVar("T")
@@ -79,6 +80,7 @@ class Call:
     stages: list[Stage] = field(default_factory=list)
     maps: dict[int, TokenMap] = field(default_factory=dict)
     sequence: dict[int, tuple[int, int]] = field(default_factory=dict)
+    tower: Arrived | None = None
     masks_built: int = 0
     deciding: float = 0.0
     started: float = field(default_factory=time.perf_counter)
@@ -103,6 +105,7 @@ class Call:
         self.tapped.clear()
         self.inputs.clear()
         self.ropes.clear()
+        self.tower = None
         self._memo.clear()
         self.entry.embeds = None
 

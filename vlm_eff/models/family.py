@@ -6,13 +6,32 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from vlm_eff.core.registry import Registry
 from vlm_eff.models.visual import Layout
 
-# (tower, config, one number a patch in the tower's order [P], the tower's grids or sizes) -> one number a token [T]
-TowerMap = Callable[[nn.Module, Any, Tensor, dict[str, Any]], Tensor]
+
+@dataclass(frozen=True)
+class TowerRun:
+    """One run of the vision tower, as far as a tower map may look at it.
+
+    given:  grids or sizes that the tower was called with
+    images: () -> height and width, tokens, of each tile or frame of each image that the run became in the prompt
+    probe:  a few channels of what the projector made of the patches [tiles, P, c], where the family names a projector
+    tokens: the same channels of the tokens as they entered the language model [T, c]
+    """
+
+    given: dict[str, Any]
+    images: Callable[[], list[list[tuple[int, int]]]]
+    probe: Tensor | None
+    tokens: Tensor
+
+
+# brings values of the patches in the tower's order [P, C] to the visual tokens [T, C]
+PatchMap = Callable[[Tensor], Tensor]
+# (config, run) -> the map of that run, or None when the run does not fit the prompt
+TowerMap = Callable[[Any, TowerRun], PatchMap | None]
 
 
 @dataclass(frozen=True)
@@ -25,19 +44,22 @@ class Family:
     newline:         attribute of the core model that holds the image-newline vector, or None
     restores:        the decoder adds features at original places after early layers (DeepStack)
     frames_apart:    text parts the frames of a video, so only the tower's grid tells which frames belong together
-    class_token:     the tower's first token is no patch
-    tower_map:       brings one number a patch to the visual tokens, or None where that is not worked out
+    class_token:     the tower's first token may be no patch (some models of the family carry a tower without)
+    tower_map:       brings values of patches to the visual tokens
+    projector:       attribute of the core model that turns each tower feature into one token by itself, whose output
+                     enters the language model as it is; None where a token is made otherwise
     transformers:    releases the contract tests ran with
     """
 
     model_type: str
     make_layout: Callable[[Any], Layout]
+    tower_map: TowerMap
     multi_axis_rope: bool = False
     newline: str | None = None
     restores: bool = False
     frames_apart: bool = False
     class_token: bool = False
-    tower_map: TowerMap | None = None
+    projector: str | None = None
     transformers: str = "5.23"
 
 

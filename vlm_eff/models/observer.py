@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vlm_eff.core.errors import StateError, explain
 from vlm_eff.core.handle import Undo
-from vlm_eff.core.plugin import LayerInput, LayerKeys, Plugin, QueryRow, QueryRows, TowerAttention
+from vlm_eff.core.plugin import LayerInput, LayerKeys, Plugin, QueryRow, QueryRows, TowerFeatures, TowerObservation
 from vlm_eff.models.adapter import Adapter
 from vlm_eff.models.call import Call
 from vlm_eff.models.observe import (
@@ -51,7 +51,10 @@ class Observer:
             if isinstance(need, LayerKeys) or (isinstance(need, (QueryRow, QueryRows)) and need.when == "inside")
         }
         self.inputs = {need.layer for need in needs if isinstance(need, LayerInput)}
-        wanted = {need for need in needs if isinstance(need, TowerAttention)}
+        wanted = {need for need in needs if isinstance(need, TowerObservation)}
+        if adapter.projector is None:
+            # then plugins are shown tokens for features
+            wanted.discard(TowerFeatures())
         self._tower = TowerObserver(adapter, wanted) if wanted else None
 
     def install(self, current: Any, undo: Undo) -> None:
@@ -69,6 +72,11 @@ class Observer:
             install_tap(attention, saw, undo)
         if self._tower is not None:
             self._tower.install(undo)
+
+    def arrive(self, call: Call, embeds: Tensor) -> None:
+        """Connect the visual tokens of a prompt, as they enter the decoder [B, S, D], with the tower's runs."""
+        if self._tower is not None and call.original is not None:
+            call.tower = self._tower.arrive(call.original, embeds)
 
     def at(self, call: Call, layer: int, now: Callable[[], Input]) -> ObservedCall:
         """What can be seen at the input of `layer`; `now()` brings that input to the survivors."""
@@ -122,18 +130,26 @@ class ObservedCall:
         columns = self._columns(seen.survivors, keys.shape[2])[:, None, :, None]
         return keys.gather(2, columns.expand(-1, keys.shape[1], -1, keys.shape[3])).transpose(1, 2)
 
-    def tower(self, wanted: TowerAttention) -> Tensor:
-        """See `View.tower`."""
-        if self.towers is None:
-            raise _not_seen(f"block {wanted.block} of the tower")
+    def tower(self, wanted: TowerObservation) -> Tensor:
+        """See `View.tower`, `View.tower_keys` and `View.tower_features`; [B, V, C]."""
+        if self.towers is None or self.call.tower is None:
+            raise _not_seen(f"{wanted} of the tower")
         assert self.call.original is not None and self.call.spans is not None
-        full = self.towers.candidates(wanted, self.call.original)
+        full = self.towers.candidates(wanted, self.call.tower)
         if self.call.spans is self.call.original:
             return full
         # candidates that are left, found by their slot
-        by_slot = full.new_zeros(full.shape[0], self.call.length)
-        by_slot.scatter_add_(1, self.call.original.slot, torch.where(self.call.original.valid, full, 0.0))
-        return torch.where(self.call.spans.valid, by_slot.gather(1, self.call.spans.slot), 0.0)
+        wide = (-1, -1, full.shape[2])
+        by_slot = full.new_zeros(full.shape[0], self.call.length, full.shape[2])
+        by_slot.scatter_add_(1, self.call.original.slot[:, :, None].expand(wide), full)
+        left = by_slot.gather(1, self.call.spans.slot[:, :, None].expand(wide))
+        return torch.where(self.call.spans.valid[:, :, None], left, 0.0)
+
+    def project(self, features: Tensor) -> Tensor:
+        """See `View.project`."""
+        assert self.adapter.projector is not None
+        made: Tensor = self.adapter.projector(features)
+        return made
 
     def _columns(self, survivors: TokenMap, keys: int) -> Tensor:
         assert self.call.spans is not None

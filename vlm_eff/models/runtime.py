@@ -160,6 +160,7 @@ class Runtime:
             call.spans = find_spans(self.adapter, entry, embeds, kwargs.get("position_ids"))
         if call.spans is not None:
             call.original = call.spans
+            self.observer.arrive(call, embeds)
             call.last_visual = int(call.spans.slot.max())
             if call.last_visual >= length - call.entry.unverified:
                 # candidates never reach the image: all these logits were asked for, and nothing is unverified
@@ -300,6 +301,7 @@ class Runtime:
             observed=self.observer.at(call, index, lambda: self._input(call, index, now, hidden)),
             survivors=call.present(),
             prompt=PromptRows(self.adapter, call),
+            projects=index == 0 and self.adapter.projector is not None,
         )
 
     def _input(self, call: Call, index: int, now: LayerCall, hidden: Tensor) -> Input:

@@ -1,13 +1,15 @@
-"""Attention inside the vision tower, brought to the visual tokens of the prompt.
+"""What the vision tower saw, brought to the visual tokens of the prompt.
 
-The tower runs once on all images of a request, before beams are expanded and outside the decoder's call, so what is
-seen waits here until the prompt's prefill asks. Rows of attention are reduced where they are made, chunk by chunk.
+The tower runs once on all images of a request (and once on all videos), before beams are expanded and outside the
+decoder's call, so what is seen waits here until the prompt arrives. Rows of attention are reduced where they are made.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,44 +17,80 @@ from torch import Tensor, nn
 
 from vlm_eff.core.errors import CapabilityError, StateError, explain
 from vlm_eff.core.handle import Undo
-from vlm_eff.core.plugin import TowerAttention
+from vlm_eff.core.plugin import TowerAttention, TowerFeatures, TowerKeys, TowerObservation
 from vlm_eff.models import seams
 from vlm_eff.models.adapter import Adapter
+from vlm_eff.models.family import PatchMap, TowerRun
 from vlm_eff.models.tap import install_tap
+from vlm_eff.models.tower_rows import reduce_attention, reduce_keys
 from vlm_eff.models.visual import VisualSpans
 
-_CHUNK = 256
+# channels of projector output that are kept to recognise tokens by
+_PROBE = 8
+
+
+@dataclass
+class Seen:
+    """What one run of the tower showed, in its own order; lists because some towers attend image by image."""
+
+    given: dict[str, Any]
+    parts: dict[TowerObservation, list[Tensor]] = field(default_factory=lambda: defaultdict(list))
+    probe: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Arrived:
+    """The runs that a prompt's visual tokens come from: their maps, and each candidate's place [B, V] in their joint
+    tokens."""
+
+    seen: tuple[Seen, ...]
+    maps: tuple[PatchMap, ...]
+    index: Tensor
+    valid: Tensor
+
+    def values(self, need: TowerObservation) -> Tensor:
+        """Values of the candidates [B, V, C]; 0 where a row has fewer."""
+        runs = [bring(torch.cat(run.parts[need])) for run, bring in zip(self.seen, self.maps, strict=True)]
+        picked = torch.cat(runs)[self.index]
+        return torch.where(self.valid[:, :, None], picked, 0.0)
 
 
 class TowerObserver:
-    """Reduces the attention of some tower blocks to one number a patch, and keeps the newest run of the tower."""
+    """Reduces what some tower blocks attend to and with, and keeps the newest runs of the tower."""
 
-    def __init__(self, adapter: Adapter, wanted: set[TowerAttention]) -> None:
+    def __init__(self, adapter: Adapter, wanted: set[TowerObservation]) -> None:
         self._adapter = adapter
-        self._rows: dict[int, set[str]] = defaultdict(set)
-        for need in wanted:
-            self._rows[need.block % len(adapter.blocks)].add(need.row)
-        self._seen: dict[tuple[int, str], list[Tensor]] = {}
-        self._inputs: dict[str, Any] = {}
-        if adapter.family.tower_map is None:
-            raise CapabilityError(
-                explain(
-                    f"tower attention on {adapter.name}, whose tokens are not mapped to patches yet",
-                    "families whose tower blocks map to tokens one by one or in fixed windows",
-                    "Use a method that observes the decoder",
-                )
-            )
+        self._wanted = {self._resolve(need) for need in wanted}
+        self._by_block: dict[int, list[TowerAttention | TowerKeys]] = defaultdict(list)
+        for need in self._wanted:
+            if isinstance(need, TowerAttention | TowerKeys):
+                self._by_block[need.block].append(need)
+        self._runs: list[Seen] = []
+
+    def _resolve(self, need: TowerObservation) -> TowerObservation:
+        """The observation with a block number from 0 on and a row that this tower has."""
+        if isinstance(need, TowerFeatures):
+            return need
+        need = replace(need, block=self._adapter.block(need.block))
+        if isinstance(need, TowerAttention) and need.row == "auto":
+            need = replace(need, row="cls" if self._adapter.class_token else "received")
+        return need
 
     def install(self, undo: Undo) -> None:
         """Put the tap on the wanted blocks."""
         seams.before(self._adapter.tower, self._begin, undo)
-        install_tap({b: attention_of(self._adapter.blocks[b]) for b in sorted(self._rows)}, self._saw, undo)
+        if self._by_block:
+            attention = {block: attention_of(self._adapter.blocks[block]) for block in sorted(self._by_block)}
+            install_tap(attention, self._saw, undo)
+        projector = self._adapter.projector
+        if projector is not None:
+            seams.after(projector, self._projected, undo)
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._seen = defaultdict(list)
         bound = inspect.signature(module.forward).bind_partial(*args).arguments
         # pixels are not kept: grids and sizes are all a map needs
-        self._inputs = {k: v for k, v in {**bound, **kwargs}.items() if k in ("grid_thw", "image_sizes")}
+        given = {k: v for k, v in {**bound, **kwargs}.items() if k in ("grid_thw", "image_sizes")}
+        self._runs = [*self._runs[-1:], Seen(given)]
 
     def _saw(self, block: int, query: Tensor, key: Tensor, mask: Any, kwargs: dict[str, Any]) -> None:
         if kwargs.get("cu_seq_lens_q") is not None:
@@ -64,38 +102,72 @@ class TowerObserver:
                 )
             )
         scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
-        skip = 1 if self._adapter.family.class_token else 0
-        for row in self._rows[block]:
-            reduced = _class_row(query, key, mask, scaling) if row == "cls" else _received(query, key, mask, scaling)
-            self._seen[(block, row)].append(reduced[:, skip:].reshape(-1))
+        skip = 1 if self._adapter.class_token else 0
+        for need in self._by_block[block]:
+            if isinstance(need, TowerKeys):
+                made = reduce_keys(key, need.heads)
+            else:
+                made = reduce_attention(query, key, mask, scaling, need.row, need.heads)[:, :, None]
+            self._runs[-1].parts[need].append(made[:, skip:].flatten(0, 1))
 
-    def candidates(self, wanted: TowerAttention, spans: VisualSpans) -> Tensor:
-        """Values of the candidates [B, V] that entered the language model; 0 where a row has fewer."""
-        parts = self._seen.get((wanted.block % len(self._adapter.blocks), wanted.row))
-        tokens = spans.count.sum()
-        if not parts:
+    def _projected(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+        # called once for each run of the tower; what is projected later are our own merged features
+        if not self._runs or self._runs[-1].probe is not None:
+            return
+        self._runs[-1].probe = output[..., :_PROBE].clone()
+        if TowerFeatures() in self._wanted:
+            self._runs[-1].parts[TowerFeatures()].append(args[0].flatten(0, 1))
+
+    def arrive(self, spans: VisualSpans, embeds: Tensor) -> Arrived:
+        """Find the runs and the place in them of each candidate of a prompt that enters the language model.
+
+        embeds: [B, S, D] what the decoder is given
+        """
+        rows = len(spans.slot)
+        for expand in range(1, rows + 1):
+            # beams and returned sequences repeat each sample's rows: row r belongs to sample r // expand
+            if rows % expand == 0 and (found := self._match(spans, embeds, expand)) is not None:
+                return found
+        raise CapabilityError(
+            explain(
+                f"{int(spans.count.sum())} visual tokens in the prompt that are not those the tower was run for last",
+                "prompts whose images were all encoded in one run of the tower, and videos in another",
+                "Pass pixels together with the prompt",
+            )
+        )
+
+    def _match(self, spans: VisualSpans, embeds: Tensor, expand: int) -> Arrived | None:
+        once = VisualSpans(**{name: getattr(spans, name)[::expand] for name in VisualSpans.__dataclass_fields__})
+        kinds = [kind for kind in (once.valid & ~once.video, once.video) if bool(kind.any())]
+        # images are encoded first
+        seen = tuple(self._runs[-len(kinds) :])
+        if len(seen) < len(kinds) or any(need not in run.parts for run in seen for need in self._wanted):
             raise StateError(
                 explain("the vision tower was not run while attached", "images encoded by the model", "Pass pixels")
             )
-        assert self._adapter.family.tower_map is not None
-        flat = self._adapter.family.tower_map(
-            self._adapter.tower, self._adapter.core.config, torch.cat(parts), self._inputs
-        )
-        expand, rest = divmod(int(tokens), len(flat))
-        if rest or expand == 0:
-            raise CapabilityError(
-                explain(
-                    f"{int(tokens)} visual tokens in the prompt, {len(flat)} from the tower",
-                    "prompts whose images were all encoded in one run of the tower",
-                    "Do not mix images and videos in one request with this method",
-                )
-            )
-        # beams and returned sequences repeat each sample's rows: row r belongs to sample r // expand
-        counts = spans.count[::expand]
-        start = (counts.cumsum(0) - counts).repeat_interleave(expand)
-        column = torch.arange(spans.slot.shape[1], device=flat.device)
-        index = (start[:, None] + column).clamp(max=len(flat) - 1)
-        return torch.where(spans.valid, flat[index], 0.0)
+        probe = embeds[::expand, :, :_PROBE].gather(1, once.slot[:, :, None].expand(-1, -1, _PROBE))
+        maps, index, start = [], torch.zeros_like(once.slot), 0
+        for run, kind in zip(seen, kinds, strict=True):
+            bring = self._map(run, once, kind, probe[kind])
+            if bring is None:
+                return None
+            maps.append(bring)
+            index[kind] = torch.arange(start, start + int(kind.sum()), device=index.device)
+            start += int(kind.sum())
+        return Arrived(seen, tuple(maps), index.repeat_interleave(expand, 0), spans.valid)
+
+    def _map(self, run: Seen, spans: VisualSpans, kind: Tensor, tokens: Tensor) -> PatchMap | None:
+        """The map of a run, or None when it does not lead to the candidates in `kind` [B, V]."""
+        described = TowerRun(run.given, lambda: list(_images(spans, kind)), run.probe, tokens)
+        bring = self._adapter.family.tower_map(self._adapter.core.config, described)
+        if bring is None:
+            return None
+        patches = sum(len(part) for part in next(iter(run.parts.values())))
+        return bring if len(bring(torch.zeros(patches, 1))) == len(tokens) else None
+
+    def candidates(self, need: TowerObservation, arrived: Arrived) -> Tensor:
+        """Values of the candidates [B, V, C] that entered the language model; 0 where a row has fewer."""
+        return arrived.values(self._resolve(need))
 
 
 def attention_of(block: nn.Module) -> nn.Module:
@@ -109,28 +181,11 @@ def attention_of(block: nn.Module) -> nn.Module:
     )
 
 
-def _class_row(query: Tensor, key: Tensor, mask: Any, scaling: float) -> Tensor:
-    """Attention of the first query [b, N] float32, mean over heads."""
-    return _weights(query[:, :, :1], key, _mask_rows(mask, 0, 1), scaling)[:, :, 0].mean(1)
-
-
-def _received(query: Tensor, key: Tensor, mask: Any, scaling: float) -> Tensor:
-    """Mean attention that each key receives [b, N] float32, over queries and heads; never the N x N matrix."""
-    total = query.new_zeros(query.shape[0], key.shape[2], dtype=torch.float32)
-    for start in range(0, query.shape[2], _CHUNK):
-        part = query[:, :, start : start + _CHUNK]
-        total += _weights(part, key, _mask_rows(mask, start, part.shape[2]), scaling).mean(1).sum(1)
-    return total / query.shape[2]
-
-
-def _weights(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
-    logits = (query.float() @ key.float().transpose(2, 3)) * scaling
-    if mask is not None:
-        logits = logits.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else logits + mask.float()
-    return logits.softmax(-1)
-
-
-def _mask_rows(mask: Any, start: int, count: int) -> Tensor | None:
-    if not isinstance(mask, Tensor):
-        return None
-    return mask if mask.shape[2] == 1 else mask[:, :, start : start + count]
+def _images(spans: VisualSpans, kind: Tensor) -> Iterator[list[tuple[int, int]]]:
+    """Height and width of the tiles or frames of each image, in the order of the prompt."""
+    columns = (kind, spans.image, spans.group, spans.y, spans.x)
+    for valid, image, group, y, x in zip(*(column.cpu() for column in columns), strict=True):
+        for number in image[valid].unique().tolist():
+            here = valid & (image == number)
+            groups = [here & (group == part) for part in group[here].unique().tolist()]
+            yield [(int(y[one].max()) + 1, int(x[one].max()) + 1) for one in groups]

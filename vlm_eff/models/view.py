@@ -8,7 +8,16 @@ from typing import Literal, Protocol
 
 from torch import Tensor
 
-from vlm_eff.core.plugin import LayerInput, LayerKeys, QueryRow, QueryRows, TowerAttention
+from vlm_eff.core.plugin import (
+    LayerInput,
+    LayerKeys,
+    QueryRow,
+    QueryRows,
+    TowerAttention,
+    TowerFeatures,
+    TowerKeys,
+    TowerObservation,
+)
 from vlm_eff.models.rows import Attended, PromptRows, Rows
 from vlm_eff.models.token_map import TokenMap
 from vlm_eff.models.visual import VisualSpans
@@ -21,7 +30,8 @@ class Observed(Protocol):
     def attention(self, wanted: QueryRows, rows: Rows, reduce: Literal["sum", "max"]) -> Attended: ...
     def layer_input(self, wanted: LayerInput, rows: Rows) -> Tensor: ...
     def layer_keys(self, wanted: LayerKeys) -> Tensor: ...
-    def tower(self, wanted: TowerAttention) -> Tensor: ...
+    def tower(self, wanted: TowerObservation) -> Tensor: ...
+    def project(self, features: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -35,6 +45,7 @@ class View:
     image_original: () -> [B, G], the same for every image of a row, 0 where a row has fewer images
     survivors:      tokens that are present: the map from sequence to `hidden`
     prompt:         finds tokens by what they are; `text` and `probes` read it
+    projects:       True before the first layer, in families whose projector turns each tower feature into one token
     prompt_hash:    () -> a number for each row that depends on its prompt alone, equal for all beams of one prompt
     """
 
@@ -48,6 +59,7 @@ class View:
     observed: Observed
     survivors: TokenMap
     prompt: PromptRows
+    projects: bool = False
 
     def visual_hidden(self) -> Tensor:
         """Hidden states of the candidates [B, V, D]; columns beyond a row's own count hold other tokens."""
@@ -111,5 +123,23 @@ class View:
         return self.observed.layer_keys(wanted)
 
     def tower(self, wanted: TowerAttention) -> Tensor:
-        """Tower attention of each candidate [B, V] float32, mean over the patches it is made from."""
+        """Tower attention of each candidate [B, V] float32, mean over the patches it is made from.
+
+        Where the model shrinks a map of patches to fewer tokens by resizing, the mean has the resizing's own weights.
+        """
+        return self.observed.tower(wanted)[:, :, 0]
+
+    def tower_keys(self, wanted: TowerKeys) -> Tensor:
+        """Keys of a tower block for each candidate [B, V, Dk] float32, mean over the patches it is made from."""
         return self.observed.tower(wanted)
+
+    def tower_features(self, wanted: TowerFeatures) -> Tensor:
+        """What the projector was given for each candidate [B, V, Dv] in the model's dtype.
+
+        In families without a projector of that kind, the hidden states of the candidates: see `project`.
+        """
+        return self.observed.tower(wanted) if self.projects else self.visual_hidden()
+
+    def project(self, features: Tensor) -> Tensor:
+        """Tokens [..., D] of tower features [..., Dv]; the features themselves where `tower_features` are tokens."""
+        return self.observed.project(features) if self.projects else features

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
-
-from vlm_eff.models.family import Family, add_family
+from vlm_eff.models.family import Family, PatchMap, TowerRun, add_family
 from vlm_eff.models.vlm.square import squares, windows
 
 
-def _pooled(tower: nn.Module, config: Any, values: Tensor, inputs: dict[str, Any]) -> Tensor:
+def _pooled(config: Any, run: TowerRun) -> PatchMap:
     side = config.vision_config.image_size // config.vision_config.patch_size
-    return windows(values, side, side, side // round(config.mm_tokens_per_image**0.5))
+    window = side // round(config.mm_tokens_per_image**0.5)
+    return lambda values: windows(values, side, side, window)
 
 
-add_family(Family("gemma3", lambda config: squares(config.mm_tokens_per_image, an_image_is="tile"), tower_map=_pooled))
+add_family(Family("gemma3", lambda config: squares(config.mm_tokens_per_image, an_image_is="tile"), _pooled))

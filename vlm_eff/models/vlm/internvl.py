@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
-
-from vlm_eff.models.family import Family, add_family
+from vlm_eff.models.family import Family, PatchMap, TowerRun, add_family
 from vlm_eff.models.visual import Layout
 from vlm_eff.models.vlm.square import squares, windows
 
@@ -23,8 +21,8 @@ def _layout(config: Any) -> Layout:
     return squares(int(height * width * config.downsample_ratio**2), an_image_is="run")
 
 
-def _shuffled(tower: nn.Module, config: Any, values: Tensor, inputs: dict[str, Any]) -> Tensor:
-    return windows(values, *_grid(config), round(1 / config.downsample_ratio))
+def _shuffled(config: Any, run: TowerRun) -> PatchMap:
+    return lambda values: windows(values, *_grid(config), round(1 / config.downsample_ratio))
 
 
-add_family(Family("internvl", _layout, class_token=True, tower_map=_shuffled))
+add_family(Family("internvl", _layout, _shuffled, class_token=True))

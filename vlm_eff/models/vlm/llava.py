@@ -16,5 +16,5 @@ def _layout(config: Any) -> Layout:
     return squares(patches(config), an_image_is="tile")
 
 
-add_family(Family("llava", _layout, class_token=True, tower_map=one_to_one))
-add_family(Family("paligemma", _layout, tower_map=one_to_one))
+add_family(Family("llava", _layout, one_to_one, class_token=True, projector="multi_modal_projector"))
+add_family(Family("paligemma", _layout, one_to_one))

@@ -12,6 +12,7 @@ import numpy as np
 
 from vlm_eff.models.family import Family, add_family
 from vlm_eff.models.visual import CellWriter, Layout, RowCells, SpanSource, runs, square_side
+from vlm_eff.models.vlm.anyres import anyres
 
 
 def _make_layout(config: Any) -> Layout:
@@ -74,4 +75,13 @@ def _video(writer: CellWriter, slots: np.ndarray, frame: int) -> None:
 
 
 for _model_type in ("llava_next", "llava_onevision"):
-    add_family(Family(_model_type, _make_layout, newline="image_newline", class_token=_model_type == "llava_next"))
+    add_family(
+        Family(
+            _model_type,
+            _make_layout,
+            anyres,
+            newline="image_newline",
+            class_token=_model_type == "llava_next",
+            projector="multi_modal_projector",
+        )
+    )

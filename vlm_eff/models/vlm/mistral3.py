@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from vlm_eff.models.family import Family, add_family
+from vlm_eff.models.family import Family, PatchMap, TowerRun, add_family
 from vlm_eff.models.visual import CellWriter, RowCells, SpanSource, runs
 from vlm_eff.models.vlm.square import windows
 
@@ -44,15 +44,17 @@ def _images(lines: list[np.ndarray], ids: np.ndarray | None) -> list[list[np.nda
     return images
 
 
-def _merged(tower: nn.Module, config: Any, values: Tensor, inputs: dict[str, Any]) -> Tensor:
+def _merged(config: Any, run: TowerRun) -> PatchMap:
     """All images are one sequence of patches in the tower; each is merged in windows of its own grid."""
-    patch, start, parts = config.vision_config.patch_size, 0, []
-    for height, width in torch.as_tensor(inputs["image_sizes"]).tolist():
-        rows, columns = height // patch, width // patch
-        image = values[start : start + rows * columns]
-        parts.append(windows(image, rows, columns, config.spatial_merge_size))
-        start += rows * columns
-    return torch.cat(parts)
+    patch = config.vision_config.patch_size
+    grids = [(height // patch, width // patch) for height, width in torch.as_tensor(run.given["image_sizes"]).tolist()]
+
+    def merge(values: Tensor) -> Tensor:
+        images = values.split([rows * columns for rows, columns in grids])
+        merged = [windows(image, *grid, config.spatial_merge_size) for image, grid in zip(images, grids, strict=True)]
+        return torch.cat(merged)
+
+    return merge
 
 
-add_family(Family("mistral3", lambda config: _layout, tower_map=_merged))
+add_family(Family("mistral3", lambda config: _layout, _merged))

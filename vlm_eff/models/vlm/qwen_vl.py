@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 from transformers.vision_utils import get_vision_window_index
 
-from vlm_eff.models.family import Family, add_family
+from vlm_eff.models.family import Family, PatchMap, TowerRun, add_family
 from vlm_eff.models.visual import CellWriter, RowCells, SpanSource, runs
 
 
@@ -92,24 +91,26 @@ def _axes(source: SpanSource, row: int, run: np.ndarray) -> Any:
     return (None, None, None) if same else axes
 
 
-def _merged(tower: nn.Module, config: Any, values: Tensor, inputs: dict[str, Any]) -> Tensor:
+def _merged(config: Any, run: TowerRun) -> PatchMap:
     """The patches of a merged token follow each other."""
-    return values.view(-1, config.vision_config.spatial_merge_size**2).mean(1)
+    together = config.vision_config.spatial_merge_size**2
+    return lambda values: values.view(-1, together, values.shape[-1]).mean(1)
 
 
-def _windowed(tower: nn.Module, config: Any, values: Tensor, inputs: dict[str, Any]) -> Tensor:
+def _windowed(config: Any, run: TowerRun) -> PatchMap:
     """Qwen2.5-VL orders merged tokens by window inside the tower and puts them back afterwards."""
     vision = config.vision_config
     order, _ = get_vision_window_index(
-        inputs["grid_thw"], vision.spatial_merge_size, vision.window_size, vision.patch_size
+        run.given["grid_thw"], vision.spatial_merge_size, vision.window_size, vision.patch_size
     )
-    return _merged(tower, config, values, inputs)[torch.argsort(torch.as_tensor(order, device=values.device))]
+    back, merge = torch.argsort(torch.as_tensor(order)), _merged(config, run)
+    return lambda values: merge(values)[back.to(values.device)]
 
 
 def _frames(config: Any) -> Any:
     return partial(_layout, merge=config.vision_config.spatial_merge_size)
 
 
-add_family(Family("qwen2_vl", lambda config: _layout, multi_axis_rope=True, tower_map=_merged))
-add_family(Family("qwen2_5_vl", lambda config: _layout, multi_axis_rope=True, tower_map=_windowed))
-add_family(Family("qwen3_vl", _frames, multi_axis_rope=True, restores=True, frames_apart=True, tower_map=_merged))
+add_family(Family("qwen2_vl", lambda config: _layout, _merged, multi_axis_rope=True))
+add_family(Family("qwen2_5_vl", lambda config: _layout, _windowed, multi_axis_rope=True))
+add_family(Family("qwen3_vl", _frames, _merged, multi_axis_rope=True, restores=True, frames_apart=True))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from vlm_eff.models.family import PatchMap, TowerRun
 from vlm_eff.models.visual import CellWriter, Layout, RowCells, SpanSource, runs, square_side
 
 
@@ -38,12 +39,12 @@ def patches(config: Any) -> int | None:
     return (size // patch) ** 2 if isinstance(size, int) and isinstance(patch, int) else None
 
 
-def one_to_one(tower: nn.Module, config: Any, values: Tensor, inputs: dict[str, Any]) -> Tensor:
+def one_to_one(config: Any, run: TowerRun) -> PatchMap:
     """Every patch is a token."""
-    return values
+    return lambda values: values
 
 
 def windows(values: Tensor, height: int, width: int, side: int) -> Tensor:
-    """Mean over `side` x `side` windows of images of `height` x `width` patches [n * patches] -> [n * tokens]."""
-    grid = values.view(-1, height // side, side, width // side, side)
-    return grid.mean((2, 4)).reshape(-1)
+    """Mean over `side` x `side` windows of images of `height` x `width` patches [n * patches, C] -> [n * tokens, C]."""
+    grid = values.view(-1, height // side, side, width // side, side, values.shape[-1])
+    return grid.mean((2, 4)).flatten(0, 2)
