@@ -1,7 +1,19 @@
 """Two settings of every method: one that a lazy implementation may survive, and one that it should not."""
 
 from vlm_eff.core.plugin import Plugin
-from vlm_eff.tokens import average_pool, fastv, feather, pyramiddrop, random_drop, uniform_grid
+from vlm_eff.tokens import (
+    average_pool,
+    dart,
+    fastv,
+    feather,
+    magnitude_drop,
+    pyramiddrop,
+    random_drop,
+    redundancy_drop,
+    uniform_grid,
+    v2drop,
+    vtw,
+)
 
 METHOD_CASES: dict[str, tuple[Plugin, Plugin]] = {
     "fastv": (fastv(), fastv(layer=1, keep_ratio=0.3)),
@@ -11,6 +23,11 @@ METHOD_CASES: dict[str, tuple[Plugin, Plugin]] = {
     "random_drop": (random_drop(), random_drop(keep_ratio=0.3, layer=2, seed=3)),
     "uniform_grid": (uniform_grid(), uniform_grid(keep_count=3, layer=1)),
     "average_pool": (average_pool(), average_pool(keep_ratio=0.5, layer=2)),
+    "dart": (dart(), dart(layer=1, keep_count=7, pivots=2, text_pivots=3)),
+    "magnitude_drop": (magnitude_drop(), magnitude_drop(layer=2, keep_ratio=0.3, norm=1)),
+    "redundancy_drop": (redundancy_drop(), redundancy_drop(layer=1, keep_ratio=0.4)),
+    "v2drop": (v2drop(), v2drop(keep_ratio=0.6, layers=(1, 3, 5))),
+    "vtw": (vtw(), vtw(layer=1)),
 }
 EASY = {name: easy for name, (easy, _) in METHOD_CASES.items()}
 HARD = {name: hard for name, (_, hard) in METHOD_CASES.items()}
@@ -22,7 +39,13 @@ KEEP_ALL: dict[str, Plugin] = {
     "random_drop": random_drop(keep_ratio=1.0),
     "uniform_grid": uniform_grid(keep_ratio=1.0),
     "average_pool": average_pool(keep_ratio=1.0),
+    "dart": dart(keep_ratio=1.0),
+    "magnitude_drop": magnitude_drop(keep_ratio=1.0),
+    "redundancy_drop": redundancy_drop(keep_ratio=1.0),
+    "v2drop": v2drop(keep_ratio=1.0, schedule="paper"),
 }
+# these drop every visual token by definition: no setting of theirs keeps all
+NEVER_KEEP_ALL = frozenset({"vtw"})
 
 # the method that touches most of the runtime: several stages, a score of its own, layers of every kind
 HARDEST = HARD["pyramiddrop"]

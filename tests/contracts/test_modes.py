@@ -155,7 +155,8 @@ def test_bfloat16_runs(family: str, name: str) -> None:
     model = kit.model_of(family, "sdpa", torch.bfloat16)
     inputs = tiny_inputs(family, (1, 2)).to(dtype=torch.bfloat16)
     bare = kit.bare(model, inputs)
-    assert torch.equal(kit.attached(model, inputs, KEEP_ALL[name]).logits, bare)
+    if name in KEEP_ALL:
+        assert torch.equal(kit.attached(model, inputs, KEEP_ALL[name]).logits, bare)
     run = kit.attached(model, inputs, HARD[name])
     assert run.logits.dtype == torch.bfloat16
     left = kit.survivors(run.handle, inputs)[-1] & kit.real(inputs)

@@ -23,16 +23,17 @@ class Keep:
     """A budget of visual tokens. Give exactly one of `ratio`, `count`.
 
     ratio:    fraction (0, 1] of the tokens, see `of`
-    count:    tokens, at least 1; never more than there are
+    count:    tokens, at least `least`; never more than there are
     of:       "original" counts what entered the language model, "current" what is left at this stage
     rounding: house rule is "up"; methods whose official code rounds otherwise say so
-    At least one token is kept.
+    least:    tokens that stay in any case; 0 for the methods that may drop every visual token
     """
 
     ratio: float | None = None
     count: int | None = None
     of: Literal["original", "current"] = "original"
     rounding: Rounding = "up"
+    least: int = 1
 
     def __post_init__(self) -> None:
         if (self.ratio is None) == (self.count is None):
@@ -45,10 +46,12 @@ class Keep:
             )
         check_ratio("keep_ratio", self.ratio)
         whole = isinstance(self.count, int) and not isinstance(self.count, bool)
-        if self.count is not None and (not whole or self.count < 1):
+        if self.count is not None and (not whole or self.count < self.least):
             raise ConfigError(
                 explain(
-                    f"keep_count={self.count!r}", "a whole number of at least 1", "Give the number of tokens to keep"
+                    f"keep_count={self.count!r}",
+                    f"a whole number of at least {self.least}",
+                    "Give the number of tokens to keep",
                 )
             )
         check_choice("of", self.of, ("original", "current"))
@@ -58,6 +61,11 @@ class Keep:
     def everything(self) -> bool:
         """True when no token can be dropped."""
         return self.ratio == 1
+
+    @property
+    def nothing(self) -> bool:
+        """True when no token can stay."""
+        return self.count == 0
 
     def of_count(self, original: float, current: float) -> int:
         """Tokens to keep of `current`, when there were `original` at the start."""
@@ -71,7 +79,7 @@ class Keep:
             # halves go up, as the official FastV demo's Python `round` does for the odd counts in use
             "nearest": math.floor(wanted + 0.5 + _SLACK),
         }[self.rounding]
-        return int(min(max(rounded, 1), current))
+        return int(min(max(rounded, self.least), current))
 
     def counts(self, original: Tensor, current: Tensor) -> Tensor:
         """Element-wise `of_count` for counts [...] on any device -> [...] int64; 0 stays 0."""

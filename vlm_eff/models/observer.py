@@ -123,11 +123,16 @@ class ObservedCall:
         seen = self._tapped(wanted.layer)
         return tapped_source(seen, layer.self_attn, rope=wanted.rope), seen.survivors
 
-    def layer_keys(self, wanted: LayerKeys) -> Tensor:
+    def layer_keys(self, wanted: LayerKeys, rows: Rows | None) -> Tensor:
         """See `View.layer_keys`."""
         seen = self._tapped(wanted.layer)
         keys = tapped_keys(seen, self.adapter.layers[wanted.layer].self_attn, rope=wanted.rope)
-        columns = self._columns(seen.survivors, keys.shape[2])[:, None, :, None]
+        if rows is None:
+            columns = self._columns(seen.survivors, keys.shape[2])
+        else:
+            at = torch.where(rows.valid, rows.slot, seen.survivors.index[:, -1:])
+            columns = seen.survivors.physical(at) + keys.shape[2] - seen.survivors.size
+        columns = columns[:, None, :, None]
         return keys.gather(2, columns.expand(-1, keys.shape[1], -1, keys.shape[3])).transpose(1, 2)
 
     def tower(self, wanted: TowerObservation) -> Tensor:

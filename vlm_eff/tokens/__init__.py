@@ -5,8 +5,26 @@ A method is a short function in `methods/` that composes score x select x reduce
 
 from vlm_eff.tokens.budget import for_budget
 from vlm_eff.tokens.methods.baselines import average_pool, random_drop, uniform_grid
+from vlm_eff.tokens.methods.decoder.content import magnitude_drop, redundancy_drop
+from vlm_eff.tokens.methods.decoder.dart import dart
 from vlm_eff.tokens.methods.decoder.fastv import fastv
 from vlm_eff.tokens.methods.decoder.feather import feather
 from vlm_eff.tokens.methods.decoder.pyramiddrop import pyramiddrop
+from vlm_eff.tokens.methods.decoder.v2drop import v2drop
+from vlm_eff.tokens.methods.decoder.vtw import vtw, withdrawal_layer
 
-__all__ = ["average_pool", "fastv", "feather", "for_budget", "pyramiddrop", "random_drop", "uniform_grid"]
+__all__ = [
+    "average_pool",
+    "dart",
+    "fastv",
+    "feather",
+    "for_budget",
+    "magnitude_drop",
+    "pyramiddrop",
+    "random_drop",
+    "redundancy_drop",
+    "uniform_grid",
+    "v2drop",
+    "vtw",
+    "withdrawal_layer",
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from vlm_eff.core.config import build
@@ -13,7 +14,7 @@ _STEPS = 60
 
 
 def for_budget(method: str, *, n_eq: float, visual_tokens: int, num_layers: int, **fixed: Any) -> Plugin:
-    """The method with the `keep_ratio` that brings n_eq nearest to the target.
+    """The method with the `keep_ratio` that brings n_eq nearest to the target; the `layer` of one that has no ratio.
 
     n_eq:          tokens, mean over the decoder's layers, of `visual_tokens` that enter it
     fixed:         other arguments of the method, such as `layer=2`
@@ -21,19 +22,27 @@ def for_budget(method: str, *, n_eq: float, visual_tokens: int, num_layers: int,
     independent choices, and average_pool may get fewer tokens than asked.
 
     Raises:
-        ConfigError: an unknown method, one without `keep_ratio`, or a target that it cannot reach (the message says
+        ConfigError: an unknown method, one with neither knob, or a target that it cannot reach (the message says
             what it can).
     """
     make = METHODS.get(method).make
+    parameters = inspect.signature(make).parameters
+    knob = "layer" if "keep_ratio" not in parameters and "layer" in parameters else "keep_ratio"
 
-    def at(ratio: float) -> tuple[float, Plugin]:
-        made: Plugin = build(make, {**fixed, "keep_ratio": ratio}, what=f"method {method!r}")
+    def at(value: float) -> tuple[float, Plugin]:
+        made: Plugin = build(make, {**fixed, knob: value}, what=f"method {method!r}")
         bound = made.bind(BindContext("budget", num_layers))
         return sum(bound.asked(visual_tokens, num_layers)) / num_layers, made
 
-    low, high = 1e-6, 1.0
-    least, most = at(low)[0], at(high)[0]
-    if not least - 1 <= n_eq <= most + 1e-9:
+    if knob == "layer":
+        found = [at(layer) for layer in range(1, num_layers)]
+        # a layer more or less is a step of n_eq, and the nearest one may be half a step off
+        below = above = visual_tokens / num_layers / 2
+        least, most = found[0][0], found[-1][0]
+    else:
+        low, high = 1e-6, 1.0
+        least, most, below, above = at(low)[0], at(high)[0], 1, 1e-9
+    if not least - below <= n_eq <= most + above:
         raise ConfigError(
             explain(
                 f"n_eq={n_eq:g} for {method} with {visual_tokens} tokens and {num_layers} layers",
@@ -41,7 +50,9 @@ def for_budget(method: str, *, n_eq: float, visual_tokens: int, num_layers: int,
                 "Choose a target in this range, or an earlier layer",
             )
         )
-    for _ in range(_STEPS):
-        middle = (low + high) / 2
-        low, high = (middle, high) if at(middle)[0] < n_eq else (low, middle)
-    return min((at(low), at(high)), key=lambda found: abs(found[0] - n_eq))[1]
+    if knob == "keep_ratio":
+        for _ in range(_STEPS):
+            middle = (low + high) / 2
+            low, high = (middle, high) if at(middle)[0] < n_eq else (low, middle)
+        found = [at(low), at(high)]
+    return min(found, key=lambda pair: abs(pair[0] - n_eq))[1]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+import torch
+
 from vlm_eff.core.action import Action
 from vlm_eff.core.config import part
 from vlm_eff.core.errors import ConfigError, explain
@@ -51,8 +53,8 @@ class TokenReducer(Plugin):
 
     @property
     def needs(self) -> tuple[Observation, ...]:
-        # a stage that keeps everything observes nothing
-        scored = [stage for stage in self.stages if stage.score is not None and not stage.keep.everything]
+        # a stage that keeps everything or nothing observes nothing
+        scored = [s for s in self.stages if s.score is not None and not s.keep.everything and not s.keep.nothing]
         return tuple(need for stage in scored if stage.score for need in stage.score.needs(_layer(stage)))
 
     @property
@@ -77,8 +79,11 @@ class TokenReducer(Plugin):
 
     def at(self, site: Site, view: View) -> Action | None:
         stage = next(stage for stage in self.stages if stage.layer == site.layer)
-        if stage.keep.everything:
+        if stage.keep.everything or not view.spans.slot.shape[1]:
+            # nothing may go, or an earlier stage left no row a candidate
             return None
+        if stage.keep.nothing:
+            return self.reduce(view, stage.keep, torch.zeros_like(view.spans.valid))
         if stage.score is None:
             return self.reduce(view, stage.keep, None)
         chosen = stage.select(stage.score(view), view, stage.keep)
