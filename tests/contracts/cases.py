@@ -4,6 +4,8 @@ from vlm_eff.core.plugin import Plugin
 from vlm_eff.tokens import (
     average_pool,
     dart,
+    dycoke,
+    evs,
     fastv,
     feather,
     magnitude_drop,
@@ -12,6 +14,7 @@ from vlm_eff.tokens import (
     redundancy_drop,
     uniform_grid,
     v2drop,
+    vcast,
     vtw,
 )
 
@@ -28,7 +31,12 @@ METHOD_CASES: dict[str, tuple[Plugin, Plugin]] = {
     "redundancy_drop": (redundancy_drop(), redundancy_drop(layer=1, keep_ratio=0.4)),
     "v2drop": (v2drop(), v2drop(keep_ratio=0.6, layers=(1, 3, 5))),
     "vtw": (vtw(), vtw(layer=1)),
+    "dycoke": (dycoke(), dycoke(keep_ratio=0.5)),
+    "evs": (evs(), evs(keep_ratio=0.7)),
+    "vcast": (vcast(), vcast(keep_ratio=0.6, temperature=0.1)),
 }
+# these act on video tokens alone: their contracts are checked on videos, and on images that nothing happens
+VIDEO_METHODS = frozenset({"dycoke", "evs", "vcast"})
 EASY = {name: easy for name, (easy, _) in METHOD_CASES.items()}
 HARD = {name: hard for name, (_, hard) in METHOD_CASES.items()}
 
@@ -43,6 +51,9 @@ KEEP_ALL: dict[str, Plugin] = {
     "magnitude_drop": magnitude_drop(keep_ratio=1.0),
     "redundancy_drop": redundancy_drop(keep_ratio=1.0),
     "v2drop": v2drop(keep_ratio=1.0, schedule="paper"),
+    "dycoke": dycoke(keep_ratio=1.0),
+    "evs": evs(keep_ratio=1.0),
+    "vcast": vcast(keep_ratio=1.0),
 }
 # these drop every visual token by definition: no setting of theirs keeps all
 NEVER_KEEP_ALL = frozenset({"vtw"})

@@ -3,12 +3,13 @@
 import pytest
 
 from tests.contracts import kit
-from tests.contracts.cases import METHOD_CASES, NEVER_KEEP_ALL
+from tests.contracts.cases import METHOD_CASES, NEVER_KEEP_ALL, VIDEO_METHODS
 from tests.tiny import tiny_inputs
 from vlm_eff.core.errors import ConfigError
 from vlm_eff.tokens import for_budget
 
-METHODS = tuple(METHOD_CASES)
+# what video methods get is in their own tests
+METHODS = tuple(name for name in METHOD_CASES if name not in VIDEO_METHODS)
 # one layer of 576 tokens: a token more or less at one stage moves n_eq by up to one
 TARGETS = (64, 128, 192, 288, 400)
 WIDE = {

@@ -12,10 +12,15 @@ from vlm_eff.tokens.methods.decoder.feather import feather
 from vlm_eff.tokens.methods.decoder.pyramiddrop import pyramiddrop
 from vlm_eff.tokens.methods.decoder.v2drop import v2drop
 from vlm_eff.tokens.methods.decoder.vtw import vtw, withdrawal_layer
+from vlm_eff.tokens.methods.video.dycoke import dycoke
+from vlm_eff.tokens.methods.video.evs import evs
+from vlm_eff.tokens.methods.video.vcast import vcast
 
 __all__ = [
     "average_pool",
     "dart",
+    "dycoke",
+    "evs",
     "fastv",
     "feather",
     "for_budget",
@@ -25,6 +30,7 @@ __all__ = [
     "redundancy_drop",
     "uniform_grid",
     "v2drop",
+    "vcast",
     "vtw",
     "withdrawal_layer",
 ]
