@@ -22,6 +22,14 @@ class Site:
 
 
 @dataclass(frozen=True)
+class AttentionSite(Site):
+    """Inside a decoder layer, when its queries and keys are made and before they attend; answered with `Attend`.
+
+    What the plugin asks to see of this very layer is there already.
+    """
+
+
+@dataclass(frozen=True)
 class QueryRow:
     """A request for the attention logits of the last prompt token.
 
