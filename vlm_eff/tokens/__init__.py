@@ -12,6 +12,7 @@ from vlm_eff.tokens.methods.decoder.feather import feather
 from vlm_eff.tokens.methods.decoder.pyramiddrop import pyramiddrop
 from vlm_eff.tokens.methods.decoder.v2drop import v2drop
 from vlm_eff.tokens.methods.decoder.vtw import vtw, withdrawal_layer
+from vlm_eff.tokens.methods.decoder.zipvl_attention import zipvl_attention
 from vlm_eff.tokens.methods.video.dycoke import dycoke
 from vlm_eff.tokens.methods.video.evs import evs
 from vlm_eff.tokens.methods.video.vcast import vcast
@@ -33,4 +34,5 @@ __all__ = [
     "vcast",
     "vtw",
     "withdrawal_layer",
+    "zipvl_attention",
 ]
