@@ -6,6 +6,7 @@ from vlm_eff.tokens import (
     dart,
     dycoke,
     evs,
+    fastervlm,
     fastv,
     feather,
     magnitude_drop,
@@ -15,8 +16,8 @@ from vlm_eff.tokens import (
     uniform_grid,
     v2drop,
     vcast,
+    visionzip,
     vtw,
-    zipvl_attention,
 )
 
 METHOD_CASES: dict[str, tuple[Plugin, Plugin]] = {
@@ -38,6 +39,10 @@ METHOD_CASES: dict[str, tuple[Plugin, Plugin]] = {
 }
 # these act on video tokens alone: their contracts are checked on videos, and on images that nothing happens
 VIDEO_METHODS = frozenset({"dycoke", "evs", "vcast"})
+METHOD_CASES |= {
+    "fastervlm": (fastervlm(), fastervlm(keep_count=4, block=1)),
+    "visionzip": (visionzip(), visionzip(keep_ratio=0.6, contextual=0.4, faithful=True)),
+}
 EASY = {name: easy for name, (easy, _) in METHOD_CASES.items()}
 HARD = {name: hard for name, (_, hard) in METHOD_CASES.items()}
 
@@ -51,6 +56,8 @@ KEEP_ALL: dict[str, Plugin] = {
     "dart": dart(keep_ratio=1.0),
     "magnitude_drop": magnitude_drop(keep_ratio=1.0),
     "redundancy_drop": redundancy_drop(keep_ratio=1.0),
+    "fastervlm": fastervlm(keep_ratio=1.0),
+    "visionzip": visionzip(keep_ratio=1.0),
     "v2drop": v2drop(keep_ratio=1.0, schedule="paper"),
     "dycoke": dycoke(keep_ratio=1.0),
     "evs": evs(keep_ratio=1.0),
@@ -61,12 +68,3 @@ NEVER_KEEP_ALL = frozenset({"vtw"})
 
 # the method that touches most of the runtime: several stages, a score of its own, layers of every kind
 HARDEST = HARD["pyramiddrop"]
-
-# these leave every token in the sequence, and take some out of single layers' attention: easy, hard, keep everything
-BYPASS_CASES: dict[str, tuple[Plugin, Plugin, Plugin]] = {
-    "zipvl_attention": (
-        zipvl_attention(),
-        zipvl_attention(keep_mass=0.7, layers=(0, 1, 2, 5), recent=0.1, random=0.2, seed=5),
-        zipvl_attention(keep_mass=1.0),
-    ),
-}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from fractions import Fraction
@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tests.oracle import Dropped, bypassed_tokens, decoder_layers, masked_generate, masked_logits
+from tests.oracle import Dropped, decoder_layers, masked_generate, masked_logits
 from tests.tiny import TinyInputs, tiny_vlm, visual_layout, visual_mask
 from vlm_eff import attach
 from vlm_eff.core.handle import Handle
 from vlm_eff.core.plugin import Plugin
 from vlm_eff.importance.spatial import pooled_grid
+from vlm_eff.tokens.reduce.drop import Drop
 from vlm_eff.tokens.reduce.pool import AveragePool
 
 STEPS = 8
@@ -84,17 +85,6 @@ def survivors(handle: Handle, inputs: dict[str, Any], layers: int = LAYERS) -> l
     return made
 
 
-def bypassed(handle: Handle, inputs: dict[str, Any], layers: int = LAYERS) -> Dropped:
-    """Which of the positions that are still there take no part in a layer's attention; layers where all do left out."""
-    made = {}
-    for layer, mask in enumerate(survivors(handle, inputs, layers)):
-        for index, row in enumerate(handle.attended(layer)):
-            mask[index, row] = False
-        if bool(mask.any()):
-            made[layer] = mask
-    return made
-
-
 def dropped(handle: Handle, inputs: dict[str, Any], layers: int = LAYERS) -> Dropped:
     return {layer: ~mask for layer, mask in enumerate(survivors(handle, inputs, layers))}
 
@@ -119,8 +109,11 @@ def differs(got: Tensor, from_: Tensor) -> None:
 
 
 def reference_logits(model: PreTrainedModel, inputs: TinyInputs, plugin: Plugin, handle: Handle) -> Tensor:
-    """The masked run with the survivors of `handle`; pooled tokens are averaged here anew."""
-    with pooled(model, inputs, plugin, handle), bypassed_tokens(model, bypassed(handle, inputs)):
+    """The masked run with the survivors of `handle`; pooled tokens are averaged here anew.
+
+    What other merges write is taken over from the attached run: the methods' own tests say what it has to be.
+    """
+    with pooled(model, inputs, plugin, handle):
         return masked_logits(model, inputs, dropped(handle, inputs))
 
 
@@ -134,28 +127,55 @@ def reference_generate(
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor]:
     """Masked generation with the survivors of `handle`; `repeats`: rows that beams or samples make of one prompt."""
-    with pooled(model, inputs, plugin, handle, repeats), bypassed_tokens(model, bypassed(handle, inputs)):
+    with pooled(model, inputs, plugin, handle, repeats):
         return masked_generate(model, inputs, dropped(handle, inputs), steps, **kwargs)
 
 
 def pooled(model: PreTrainedModel, inputs: TinyInputs, plugin: Plugin, handle: Handle, repeats: int = 1) -> Any:
     reduce, stages = getattr(plugin, "reduce", None), getattr(plugin, "stages", ())
-    if not isinstance(reduce, AveragePool):
+    if reduce is None or isinstance(reduce, Drop):
         return nullcontext()
-    return _write_means(model, pool_windows(inputs, plugin), stages[0].layer, repeats)
+    if isinstance(reduce, AveragePool):
+        windows = pool_windows(inputs, plugin)
+        return _write(model, lambda index, hidden: _means(hidden, windows[index]), stages[0].layer, repeats)
+    contents = written(model, inputs, plugin)
+    return _write(model, lambda index, hidden: contents[index], stages[0].layer, repeats)
+
+
+def _means(hidden: Tensor, windows: list[tuple[int, list[int]]]) -> dict[int, Tensor]:
+    return {seat: hidden[members].mean(0) for seat, members in windows}
+
+
+def written(model: PreTrainedModel, inputs: TinyInputs, plugin: Any) -> list[dict[int, Tensor]]:
+    """Of each row: what stands at the visual positions that are left, once the plugin's first stage is done."""
+    layer, seen = plugin.stages[0].layer, []
+    with attach(model, plugin) as handle:
+        # hooks run in the order of their registration: this one sees what the runtime hands to the layer
+        hook = decoder_layers(model)[layer].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+        forward(model, inputs)
+        hook.remove()
+    visual, rows = visual_mask(inputs), []
+    for index, kept in enumerate(handle.survivors(layer)):
+        # fillers stand in front
+        states = seen[0][index, seen[0].shape[1] - len(kept) :]
+        pairs = zip(kept.tolist(), states, strict=True)
+        rows.append({position: state for position, state in pairs if visual[index, position]})
+    return rows
 
 
 @contextmanager
-def _write_means(
-    model: PreTrainedModel, windows: list[list[tuple[int, list[int]]]], layer: int, repeats: int
+def _write(
+    model: PreTrainedModel, contents: Callable[[int, Tensor], dict[int, Tensor]], layer: int, repeats: int
 ) -> Iterator[None]:
+    """While open, a layer's prefill input holds `contents(row, its hidden states)`: of each position the new state."""
+
     def write(_: Any, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         if args[0].shape[1] == 1:
             return None
         hidden = args[0].clone()
-        for index, row in enumerate([row for row in windows for _ in range(repeats)]):
-            for seat, members in row:
-                hidden[index, seat] = args[0][index, members].mean(0)
+        for index in range(len(hidden)):
+            for seat, state in contents(index // repeats, args[0][index]).items():
+                hidden[index, seat] = state
         return (hidden, *args[1:])
 
     hook = decoder_layers(model)[layer].register_forward_pre_hook(write)

@@ -236,6 +236,9 @@ def test_features_of_merged_patches_are_the_tokens_themselves() -> None:
 def test_negative_blocks_of_a_tower_with_windows_see_the_whole_image() -> None:
     adapter = adapter_for(tiny_vlm("qwen2_5_vl"))
     # of three blocks the middle one has no windows
+    assert adapter.block(None) == 1
+    assert adapter_for(tiny_vlm("llava")).block(None) == 1, "features are those before the last block"
+    assert adapter_for(tiny_vlm("internvl")).block(None) == 2
     assert [adapter.block(index) for index in (-1, -2, -3, 2, 0)] == [1, 1, 0, 2, 0]
     assert [adapter_for(tiny_vlm("qwen2_vl")).block(index) for index in (-1, -3)] == [2, 0]
 

@@ -22,14 +22,6 @@ class Site:
 
 
 @dataclass(frozen=True)
-class AttentionSite(Site):
-    """Inside a decoder layer, when its queries and keys are made and before they attend; answered with `Attend`.
-
-    What the plugin asks to see of this very layer is there already.
-    """
-
-
-@dataclass(frozen=True)
 class QueryRow:
     """A request for the attention logits of the last prompt token.
 
@@ -74,15 +66,16 @@ class LayerKeys:
 class TowerAttention:
     """A request for attention inside a block of the vision tower.
 
-    block: 0-based; -1 is the last one. In a tower that looks through windows (Qwen2.5-VL) a negative number means the
-           nearest block at or before it that sees the whole image
+    block: 0-based; -1 is the last one, None the one whose output becomes the tokens. In a tower that looks through
+           windows (Qwen2.5-VL) None or a negative number mean the nearest block at or before it that sees the whole
+           image
     row:   "cls" is what the class token pays to each patch, "received" the mean over the queries that may look at it,
            "auto" the first where the tower has a class token and the second elsewhere
     heads: "mean" over the heads' weights, or "joined": one softmax over the heads' logits as if they were a single
            head of their joint width (PruMerge)
     """
 
-    block: int
+    block: int | None = None
     row: str = "received"
     heads: str = "mean"
 
@@ -94,7 +87,7 @@ class TowerKeys:
     block: as in `TowerAttention`; heads: "mean" over the heads, or "joined" side by side
     """
 
-    block: int
+    block: int | None = None
     heads: str = "mean"
 
 
@@ -128,7 +121,7 @@ class BindContext:
                 self.check_layer(plugin, need.layer)
 
     def _check_block(self, plugin: str, need: TowerAttention | TowerKeys) -> None:
-        if not -self.num_blocks <= need.block < self.num_blocks:
+        if need.block is not None and not -self.num_blocks <= need.block < self.num_blocks:
             raise CapabilityError(
                 explain(
                     f"{plugin} wants tower block {need.block}, this {self.family} tower has {self.num_blocks}",

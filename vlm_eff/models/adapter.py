@@ -62,9 +62,15 @@ class Adapter:
         """What turns each tower feature into one token by itself, in families that have such a part."""
         return getattr(self.core, self.family.projector) if self.family.projector else None
 
-    def block(self, index: int) -> int:
-        """Number of a tower block, 0-based; see `TowerAttention` for negative numbers in towers with windows."""
-        whole = getattr(self.core.config.vision_config, "fullatt_block_indexes", None)
+    def block(self, index: int | None) -> int:
+        """Number of a tower block, 0-based; see `TowerAttention` for None and negative numbers."""
+        config = self.core.config
+        if index is None:
+            # an index into hidden states, of which the first is the input of block 0
+            chosen = getattr(config, "vision_feature_layer", -1)
+            last = chosen if isinstance(chosen, int) else max(chosen, key=lambda layer: layer % (len(self.blocks) + 1))
+            index = last - 1 - len(self.blocks) if last >= 0 else last
+        whole = getattr(config.vision_config, "fullatt_block_indexes", None)
         found = index % len(self.blocks)
         return max((block for block in whole if block <= found), default=found) if whole and index < 0 else found
 

@@ -64,7 +64,7 @@ class TowerObserver:
         self._by_block: dict[int, list[TowerAttention | TowerKeys]] = defaultdict(list)
         for need in self._wanted:
             if isinstance(need, TowerAttention | TowerKeys):
-                self._by_block[need.block].append(need)
+                self._by_block[adapter.block(need.block)].append(need)
         self._runs: list[Seen] = []
 
     def _resolve(self, need: TowerObservation) -> TowerObservation:

@@ -12,7 +12,8 @@ from vlm_eff.tokens.methods.decoder.feather import feather
 from vlm_eff.tokens.methods.decoder.pyramiddrop import pyramiddrop
 from vlm_eff.tokens.methods.decoder.v2drop import v2drop
 from vlm_eff.tokens.methods.decoder.vtw import vtw, withdrawal_layer
-from vlm_eff.tokens.methods.decoder.zipvl_attention import zipvl_attention
+from vlm_eff.tokens.methods.entry.fastervlm import fastervlm
+from vlm_eff.tokens.methods.entry.visionzip import visionzip
 from vlm_eff.tokens.methods.video.dycoke import dycoke
 from vlm_eff.tokens.methods.video.evs import evs
 from vlm_eff.tokens.methods.video.vcast import vcast
@@ -22,6 +23,7 @@ __all__ = [
     "dart",
     "dycoke",
     "evs",
+    "fastervlm",
     "fastv",
     "feather",
     "for_budget",
@@ -32,7 +34,7 @@ __all__ = [
     "uniform_grid",
     "v2drop",
     "vcast",
+    "visionzip",
     "vtw",
     "withdrawal_layer",
-    "zipvl_attention",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -55,7 +55,8 @@ class TokenReducer(Plugin):
     def needs(self) -> tuple[Observation, ...]:
         # a stage that keeps everything or nothing observes nothing
         scored = [s for s in self.stages if s.score is not None and not s.keep.everything and not s.keep.nothing]
-        return tuple(need for stage in scored if stage.score for need in stage.score.needs(_layer(stage)))
+        wanted = (part_needs(part, _layer(s)) for s in scored for part in (s.score, s.select, self.reduce))
+        return tuple(dict.fromkeys(need for part in wanted for need in part))
 
     @property
     def writes(self) -> frozenset[Resource]:
@@ -99,6 +100,12 @@ class TokenReducer(Plugin):
                 now = stage.select.expected(stage.keep.of_count(visual_tokens, now), now)
             counts.append(now)
         return counts
+
+
+def part_needs(part: Any, layer: int) -> tuple[Observation, ...]:
+    """What a score, selection or reduction has to see for a stage at `layer`; most of them nothing."""
+    needs = getattr(part, "needs", None)
+    return needs(layer) if needs is not None else ()
 
 
 def _layer(stage: Stage) -> int:
