@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from vlm_eff.core.errors import ConfigError
+from vlm_eff.core.errors import ConfigError, explain
 from vlm_eff.core.plugin import BindContext, Plugin
 from vlm_eff.core.registry import METHODS
 from vlm_eff.eval.subject import Subject
@@ -69,28 +69,44 @@ def reach(method: str, n_eq: float, sizes: Sizes) -> Plugin:
     """The method at a budget: with its default layers, or moved forward so that it begins at layer 1.
 
     A deep decoder leaves room for layers that see every token; with few layers a small budget is only met by a method
-    that begins early.
+    that begins early. It is moved forward when its first layers alone use up two thirds of the budget: what it could
+    keep afterwards would be next to nothing. A method without a ratio is set by its layer.
 
     Raises:
         ConfigError: not even then can it be reached.
     """
     visual, layers = sizes.visual_tokens, sizes.num_layers
+    known = inspect.signature(METHODS.get(method).make).parameters
+    if "keep_ratio" not in known and "layer" in known:
+        return _by_layer(method, n_eq, sizes)
+    fixed: dict[str, Any] = {}
     try:
-        return for_budget(method, n_eq=n_eq, visual_tokens=visual, num_layers=layers)
+        for_budget(method, n_eq=n_eq * 2 / 3, visual_tokens=visual, num_layers=layers)
     except ConfigError:
-        earlier = _from_layer_one(method, layers)
-        if earlier is None:
-            raise
-        return for_budget(method, n_eq=n_eq, visual_tokens=visual, num_layers=layers, **earlier)
+        fixed = _from_layer_one(method, layers)
+    return for_budget(method, n_eq=n_eq, visual_tokens=visual, num_layers=layers, **fixed)
 
 
-def _from_layer_one(method: str, num_layers: int) -> dict[str, Any] | None:
-    """Arguments that move the first stage to layer 1, or None for a method without such arguments."""
+def _by_layer(method: str, n_eq: float, sizes: Sizes) -> Plugin:
+    made = []
+    for layer in range(1, sizes.num_layers):
+        plugin = METHODS.get(method).make(layer=layer)
+        bound = plugin.bind(BindContext("budget", sizes.num_layers))
+        made.append((sum(bound.asked(sizes.visual_tokens, sizes.num_layers)) / sizes.num_layers, plugin))
+    reached, plugin = min(made, key=lambda found: abs(found[0] - n_eq))
+    if abs(reached - n_eq) > 1:
+        counts = ", ".join(f"{count:g}" for count, _ in made)
+        raise ConfigError(explain(f"n_eq={n_eq:g} for {method}", counts, "Choose one of these"))
+    return plugin
+
+
+def _from_layer_one(method: str, num_layers: int) -> dict[str, Any]:
+    """Arguments that move the first stage to layer 1; none for a method whose layers cannot be given."""
     make = METHODS.get(method).make
     known = inspect.signature(make).parameters
     layers = [site.layer for site in make().bind(BindContext("budget", num_layers)).sites]
-    if not layers or layers[0] < 1:
-        return None
+    if layers[0] < 1:
+        return {}
     if "layers" in known:
         return {"layers": tuple(layer - layers[0] + 1 for layer in layers)}
-    return {"layer": 1} if "layer" in known else None
+    return {"layer": 1} if "layer" in known else {}
