@@ -113,3 +113,41 @@ def _causal(attention: Any, queries: Tensor, columns: int, hidden: Tensor) -> Te
             ~seen, torch.finfo(hidden.dtype).min
         )
     return seen
+
+
+@contextmanager
+def bypassed_tokens(model: PreTrainedModel, bypass: Dropped, past: int = 0) -> Iterator[None]:
+    """While open, the positions `bypass[layer]` [B, past + S] take no part in the attention of that one layer in the
+    forward that brings the last S of them.
+
+    Nobody sees their columns, and what they bring home from the attention is set to zero before its output projection.
+    """
+    handles = []
+    try:
+        for index, gone in bypass.items():
+            layer = decoder_layers(model)[index]
+            handles.append(layer.register_forward_pre_hook(_hide_in_prefill(index, gone, past), with_kwargs=True))
+            handles.append(layer.self_attn.o_proj.register_forward_pre_hook(_zero_rows(gone[:, past:])))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _hide_in_prefill(index: int, gone: Tensor, past: int) -> Callable[..., Any]:
+    hide = _hide(index, gone)
+
+    def hook(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return hide(layer, args, kwargs) if args[0].shape[1] == gone.shape[1] - past else None
+
+    return hook
+
+
+def _zero_rows(gone: Tensor) -> Callable[..., Any]:
+    def hook(_: Any, args: tuple[Any, ...]) -> Any:
+        if args[0].shape[1] != gone.shape[1]:
+            return None
+        rows = gone.repeat_interleave(args[0].shape[0] // gone.shape[0], dim=0)
+        return (args[0].masked_fill(rows[:, :, None], 0.0), *args[1:])
+
+    return hook

@@ -18,6 +18,7 @@ from vlm_eff.tokens import (
     vcast,
     visionzip,
     vtw,
+    zipvl_attention,
 )
 
 METHOD_CASES: dict[str, tuple[Plugin, Plugin]] = {
@@ -68,3 +69,12 @@ NEVER_KEEP_ALL = frozenset({"vtw"})
 
 # the method that touches most of the runtime: several stages, a score of its own, layers of every kind
 HARDEST = HARD["pyramiddrop"]
+
+# these leave every token in the sequence, and take some out of single layers' attention: easy, hard, keep everything
+BYPASS_CASES: dict[str, tuple[Plugin, Plugin, Plugin]] = {
+    "zipvl_attention": (
+        zipvl_attention(),
+        zipvl_attention(keep_mass=0.7, layers=(0, 1, 2, 5), recent=0.1, random=0.2, seed=5),
+        zipvl_attention(keep_mass=1.0),
+    ),
+}

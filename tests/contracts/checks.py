@@ -71,6 +71,9 @@ def eager_equals_sdpa(family: str, plugin: Plugin, rows: Rows = (1, 2, 0), pad: 
     runs = {attn: kit.attached(kit.model_of(family, attn), inputs, plugin) for attn in ("sdpa", "eager")}
     for one, other in zip(*(kit.survivors(run.handle, inputs) for run in runs.values()), strict=True):
         assert torch.equal(one, other)
+    for layer in range(kit.LAYERS):
+        for one, other in zip(*(run.handle.attended(layer) for run in runs.values()), strict=True):
+            assert torch.equal(one, other)
     left = kit.survivors(runs["sdpa"].handle, inputs)[-1] & kit.real(inputs)
     kit.same(runs["eager"].logits[left], runs["sdpa"].logits[left])
     kit.differs(runs["sdpa"].logits[left], kit.bare(kit.model_of(family), inputs)[left])
@@ -105,12 +108,13 @@ def batch_equals_rows(
             continue
         single = kit.attached(model, alone, plugin)
         for layer in range(kit.LAYERS):
-            in_batch = batch.handle.survivors(layer)[index]
-            inside = in_batch[(in_batch >= shift) & (in_batch < shift + length)] - shift
-            assert inside.tolist() == single.handle.survivors(layer)[0].tolist(), f"row {index}, layer {layer}"
+            for ask in ("survivors", "attended"):
+                in_batch = getattr(batch.handle, ask)(layer)[index]
+                inside = in_batch[(in_batch >= shift) & (in_batch < shift + length)] - shift
+                assert inside.tolist() == getattr(single.handle, ask)(layer)[0].tolist(), f"row {index}, layer {layer}"
         left = kit.survivors(single.handle, alone)[-1][0]
         kit.same(batch.logits[index, span][left], single.logits[0, left])
-        moved |= len(single.handle.survivors(kit.LAYERS - 1)[0]) < length
+        moved |= len(single.handle.attended(kit.LAYERS - 1)[0]) < length
     assert moved, "nothing was dropped"
 
 

@@ -181,8 +181,9 @@ def candidates_do_not_move_the_choice(family: str, plugin: Plugin) -> None:
     cache = DynamicCache(config=model.config.get_text_config())
     longer_run = kit.attached(model, longer, plugin, past_key_values=cache, logits_to_keep=4).handle
     for layer in range(kit.LAYERS):
-        want = plain.survivors(layer)[0].tolist()
-        assert longer_run.survivors(layer)[0].tolist()[: len(want)] == want
+        for ask in ("survivors", "attended"):
+            want = getattr(plain, ask)(layer)[0].tolist()
+            assert getattr(longer_run, ask)(layer)[0].tolist()[: len(want)] == want
 
 
 def all_logits_drop_the_same(family: str, plugin: Plugin, cached: bool = False) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tests.oracle import Dropped, decoder_layers, masked_generate, masked_logits
+from tests.oracle import Dropped, bypassed_tokens, decoder_layers, masked_generate, masked_logits
 from tests.tiny import TinyInputs, tiny_vlm, visual_layout, visual_mask
 from vlm_eff import attach
 from vlm_eff.core.handle import Handle
@@ -85,6 +85,17 @@ def survivors(handle: Handle, inputs: dict[str, Any], layers: int = LAYERS) -> l
     return made
 
 
+def bypassed(handle: Handle, inputs: dict[str, Any], layers: int = LAYERS) -> Dropped:
+    """Which of the positions that are still there take no part in a layer's attention; layers where all do left out."""
+    made = {}
+    for layer, mask in enumerate(survivors(handle, inputs, layers)):
+        for index, row in enumerate(handle.attended(layer)):
+            mask[index, row] = False
+        if bool(mask.any()):
+            made[layer] = mask
+    return made
+
+
 def dropped(handle: Handle, inputs: dict[str, Any], layers: int = LAYERS) -> Dropped:
     return {layer: ~mask for layer, mask in enumerate(survivors(handle, inputs, layers))}
 
@@ -113,7 +124,7 @@ def reference_logits(model: PreTrainedModel, inputs: TinyInputs, plugin: Plugin,
 
     What other merges write is taken over from the attached run: the methods' own tests say what it has to be.
     """
-    with pooled(model, inputs, plugin, handle):
+    with pooled(model, inputs, plugin, handle), bypassed_tokens(model, bypassed(handle, inputs)):
         return masked_logits(model, inputs, dropped(handle, inputs))
 
 
@@ -127,7 +138,7 @@ def reference_generate(
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor]:
     """Masked generation with the survivors of `handle`; `repeats`: rows that beams or samples make of one prompt."""
-    with pooled(model, inputs, plugin, handle, repeats):
+    with pooled(model, inputs, plugin, handle, repeats), bypassed_tokens(model, bypassed(handle, inputs)):
         return masked_generate(model, inputs, dropped(handle, inputs), steps, **kwargs)
 
 

@@ -109,7 +109,7 @@ def _context() -> Any:
 def report(**changed: Any) -> PrefillReport:
     values: dict[str, Any] = {
         "rows": 2, "length": 10, "past": 0, "visual": (4, 2), "visual_per_layer": (3.0, 1.0),
-        "sequence_per_layer": (10, 8), "asked_per_layer": (3.0, 1.5),
+        "sequence_per_layer": (10, 8), "attended_per_layer": (10, 8), "asked_per_layer": (3.0, 1.5),
         "stages": (StageReport("fastv", 1, (4, 2), (1, 1), 2),), "kv_tokens": (10, 8), "kv_logical": 10,
         "kv_bytes": 90, "kv_bytes_bare": 100, "flops": 9.0, "flops_bare": 10.0, "host_ms": 1.0,
         "selection_ms": 0.5, "masks_built": 1,

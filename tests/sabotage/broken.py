@@ -246,3 +246,43 @@ def forgets_an_image(original: Any) -> Any:
         return None if len(calls) == 2 else original(*args)
 
     return find
+
+
+def everybody_attends(original: Any) -> Any:
+    return lambda self, run, module, states, mask, kwargs: run(module, *states, mask, **kwargs)
+
+
+def outputs_in_front(original: Any) -> Any:
+    """The short output is not put back to where its tokens are."""
+
+    def attend(self: Any, run: Any, module: Any, states: Any, mask: Any, kwargs: Any) -> Any:
+        output, weights = original(self, run, module, states, mask, kwargs)
+        short = self.tokens.gather(output)
+        return torch.cat([short, output.new_zeros(*output[:, short.shape[1] :].shape)], 1), weights
+
+    return attend
+
+
+def last_tokens_bypass(original: Any) -> Any:
+    def among(call: Any, layer: int, action: Any) -> Any:
+        made = original(call, layer, action)
+        noted = call.attended[layer]
+        call.attended[layer] = replace(noted, index=noted.index[:, :-1], valid=noted.valid[:, :-1])
+        return made
+
+    return among
+
+
+def everybody_counts(original: Any) -> Any:
+    return lambda adapter, tokens, keys, rows, queries=None: original(adapter, tokens, keys, rows)
+
+
+def hides_the_past(original: Any) -> Any:
+    def map_mask(mask: Any, keys: Any, valid: Any, queries: Any, total: int, length: int) -> Any:
+        made = original(mask, keys, valid, queries, total, length)
+        if made is None:
+            return None
+        past = keys.shape[1] - queries.size
+        return torch.cat([made[..., :past] & False, made[..., past:]], -1)
+
+    return map_mask

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from transformers.cache_utils import DynamicLayer
 
-from tests.contracts import checks, checks_cache, checks_life, checks_modes, checks_sets
-from tests.contracts.cases import EASY, HARD, HARDEST, KEEP_ALL
+from tests.contracts import checks, checks_bypass, checks_cache, checks_life, checks_modes, checks_sets
+from tests.contracts.cases import BYPASS_CASES, EASY, HARD, HARDEST, KEEP_ALL
 from tests.contracts.checks_life import Pipe
 from tests.sabotage import broken
 from tests.sabotage.broken import Make, after, always
@@ -34,6 +34,7 @@ class Saboteur:
 
 
 LLAVA_RIGHT = ("llava", HARD["fastv"], (1, 2, 0), "right")
+ZIPVL = BYPASS_CASES["zipvl_attention"][1]
 MODELS, CORE, TOKENS = "vlm_eff.models", "vlm_eff.core", "vlm_eff.tokens"
 MASK, SLOTS, LAYER = f"{MODELS}.runtime.map_mask", f"{MODELS}.slots.Slots", f"{MODELS}.cache_layer.LogicalLayer"
 MAP, GUARD = f"{MODELS}.token_map.TokenMap", f"{MODELS}.cache_layer.GuardedLayer"
@@ -57,6 +58,20 @@ SABOTEURS: dict[str, Saboteur] = {
     "DeepStack layers stay short": Saboteur(
         f"{MODELS}.runtime.Runtime._layer_after", always(None),
         checks.drop_equals_mask, ("qwen3_vl", "sdpa", HARDEST)),
+    "bypassing tokens attend all the same": Saboteur(
+        f"{MODELS}.attend.Among.attend", broken.everybody_attends,
+        checks.drop_equals_mask, ("llava", "sdpa", ZIPVL)),
+    "who bypasses gets the output of others": Saboteur(
+        f"{MODELS}.attend.Among.attend", broken.outputs_in_front,
+        checks.drop_equals_mask, ("llava", "sdpa", ZIPVL)),
+    "words bypass": Saboteur(
+        f"{MODELS}.runtime.among", broken.last_tokens_bypass, checks_bypass.only_image_tokens_bypass, ("llava", ZIPVL)),
+    "saved attention is not reported": Saboteur(
+        f"{MODELS}.ledger.decoder_flops", broken.everybody_counts,
+        checks_bypass.attention_alone_is_saved, ("llava", ZIPVL)),
+    "earlier turns are no keys": Saboteur(
+        f"{MODELS}.attend.map_mask", broken.hides_the_past,
+        checks_bypass.earlier_turns_are_keys, ("llava", ZIPVL)),
     "the means are not written": Saboteur(
         f"{MODELS}.apply._write", lambda original: lambda action, hidden, survivors, spans: hidden,
         checks.drop_equals_mask, ("llava", "sdpa", HARD["average_pool"])),

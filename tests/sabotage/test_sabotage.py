@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from tests.contracts import checks, checks_cache, checks_life, checks_modes, checks_sets, kit
+from tests.contracts import checks, checks_bypass, checks_cache, checks_life, checks_modes, checks_sets, kit
 from tests.sabotage.saboteurs import SABOTEURS
 
 # what checks are made of
@@ -62,7 +62,7 @@ def test_a_saboteur_is_caught(name: str, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_every_check_has_a_saboteur() -> None:
     known = {
         name
-        for module in (checks, checks_cache, checks_life, checks_modes, checks_sets)
+        for module in (checks, checks_bypass, checks_cache, checks_life, checks_modes, checks_sets)
         for name, made in vars(module).items()
         if inspect.isfunction(made) and made.__module__ == module.__name__ and not name.startswith("_")
     }

@@ -33,4 +33,18 @@ class Merge(Keep):
     weight: Tensor
 
 
-Action = Keep
+@dataclass(frozen=True)
+class Attend:
+    """Compute the attention of one layer among these candidates and everything that is no candidate.
+
+    The other candidates stay in the sequence, attend to nothing and are attended to by nobody in this layer.
+
+    index: [B, K] columns of the view's candidates, ascending in each row
+    valid: [B, K] False where fewer than K of a row take part
+    """
+
+    index: Tensor
+    valid: Tensor
+
+
+Action = Keep | Attend

@@ -50,6 +50,7 @@ class Runtime(Protocol):
     def stats(self) -> Stats: ...
     def reset(self) -> None: ...
     def survivors(self, layer: int) -> list[Tensor]: ...
+    def attended(self, layer: int) -> list[Tensor]: ...
     def visual(self, layer: int) -> list[VisualTokens]: ...
     def kv_positions(self, layer: int) -> Tensor: ...
 
@@ -108,6 +109,13 @@ class Handle:
     def survivors(self, layer: int) -> list[Tensor]:
         """Sequence positions of the last prefill still present at decoder `layer`, one tensor [n] a row."""
         return self._runtime.survivors(layer)
+
+    def attended(self, layer: int) -> list[Tensor]:
+        """Sequence positions that took part in the attention of `layer` in the last prefill, one tensor [n] a row.
+
+        These are the survivors, unless a plugin let some of them bypass the attention.
+        """
+        return self._runtime.attended(layer)
 
     def visual(self, layer: int) -> list[VisualTokens]:
         """Where the visual tokens of the last prefill lie in their images, and which are left at `layer`; one a row."""

@@ -22,6 +22,14 @@ class Site:
 
 
 @dataclass(frozen=True)
+class AttentionSite(Site):
+    """Inside a decoder layer, when its queries and keys are made and before they attend; answered with `Attend`.
+
+    What the plugin asks to see of this very layer is there already.
+    """
+
+
+@dataclass(frozen=True)
 class QueryRow:
     """A request for the attention logits of the last prompt token.
 
@@ -109,7 +117,7 @@ class BindContext:
 
     family: str
     num_layers: int
-    num_blocks: int = 0
+    num_blocks: int | None = None
     class_token: bool = False
 
     def check_needs(self, plugin: str, needs: tuple[Observation, ...]) -> None:
@@ -121,6 +129,9 @@ class BindContext:
                 self.check_layer(plugin, need.layer)
 
     def _check_block(self, plugin: str, need: TowerAttention | TowerKeys) -> None:
+        if self.num_blocks is None:
+            # bound for its numbers alone, to no model
+            return
         if need.block is not None and not -self.num_blocks <= need.block < self.num_blocks:
             raise CapabilityError(
                 explain(

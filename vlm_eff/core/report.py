@@ -50,6 +50,7 @@ class PrefillReport:
     visual:             visual tokens entering the language model, a row
     visual_per_layer:   visual tokens present at each decoder layer, mean over the rows
     sequence_per_layer: sequence length computed at each decoder layer, fillers included
+    attended_per_layer: the part of it that takes part in the layer's attention
     asked_per_layer:    visual tokens the plugins asked for at each layer, mean over the rows
     kv_tokens:          cache entries a row at each layer after the call; kv_logical is what a bare model stores
     kv_bytes:           bytes of keys and values after the call; kv_bytes_bare is what a bare model stores
@@ -65,6 +66,7 @@ class PrefillReport:
     visual: tuple[int, ...]
     visual_per_layer: tuple[float, ...]
     sequence_per_layer: tuple[int, ...]
+    attended_per_layer: tuple[int, ...]
     asked_per_layer: tuple[float, ...]
     stages: tuple[StageReport, ...]
     kv_tokens: tuple[int, ...]
@@ -134,9 +136,14 @@ def _lines(report: PrefillReport) -> list[str]:
     """Rows of the printed table: name, bare, asked, realised."""
     visual, n_eq, asked = report.visual_tokens, report.n_eq, report.n_eq_asked
     stages = ", ".join(f"layer {s.layer}: {_mean(s.before):.0f} -> {_mean(s.got):.0f}" for s in report.stages)
+    among = []
+    if report.attended_per_layer != report.sequence_per_layer:
+        mean, whole = _mean(report.attended_per_layer), _mean(report.sequence_per_layer)
+        among = [f"  attention        {whole:.0f} tokens bare, among {mean:.1f} realised, mean over layers"]
     return [
         f"  visual tokens    {visual:.0f} bare, by stage {stages or 'none dropped'}",
         f"  n_eq             {visual:.0f} bare, {asked:.1f} asked, {n_eq:.1f} realised ({n_eq / visual:.0%})",
+        *among,
         f"  KV cache         {report.kv_bytes_bare:,} bytes bare, {report.kv_bytes:,} stored "
         f"({_ratio(report.kv_bytes, report.kv_bytes_bare):.0%})",
         f"  prefill FLOPs    {report.flops_bare:.3g} bare, {report.flops:.3g} realised "

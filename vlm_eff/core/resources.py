@@ -17,6 +17,7 @@ class Resource(Enum):
 
     ENTRY_TOKENS = "visual tokens entering the language model"
     DECODER_TOKENS = "visual tokens between decoder layers"
+    ATTENTION_TOKENS = "visual tokens that take part in a decoder layer's attention"
 
 
 def check_conflicts(plugins: Sequence[Plugin]) -> None:

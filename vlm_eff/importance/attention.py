@@ -7,6 +7,19 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from vlm_eff.importance.adaptive import mass_count
+from vlm_eff.importance.select import top_k
+
+
+def important(mass: Tensor, looks: Tensor, keep_mass: float, valid: Tensor) -> Tensor:
+    """Mask [B, N] of the tokens that a layer's attention rests on (ZipVL, arXiv:2410.08584).
+
+    mass:  [B, N] what each token gets, summed over query rows; looks: [B, N] rows that may look at it; valid: [B, N]
+    As many tokens as the fewest that together get a fraction `keep_mass` of all, but chosen by what they get a look:
+    causal attention lets early tokens be looked at more often. Ties go to the lower index.
+    """
+    return top_k(mass / looks.clamp(min=1), mass_count(mass, keep_mass, valid), valid)
+
 
 def row_scores(logits: Tensor, columns: Tensor, valid: Tensor, *, over: Literal["all", "visual"]) -> Tensor:
     """Attention of one query to the candidates, mean over heads [B, V]; 0 for candidates that do not exist.

@@ -57,7 +57,8 @@ class Call:
     """One pass through the decoder.
 
     survivors is None until something is dropped; `full` says that hidden states are at full length although something
-    was dropped (between a DeepStack layer and the next). `sequence` notes (queries, cached keys) of each hooked layer.
+    was dropped (between a DeepStack layer and the next). `sequence` notes (queries, cached keys) of each hooked layer,
+    `attended` who takes part in its attention where that is fewer. `inside` makes the view of the layer that attends.
     `deciding` adds up the seconds in which plugins scored and selected.
     """
 
@@ -79,6 +80,8 @@ class Call:
     inputs: dict[int, tuple[Tensor, TokenMap]] = field(default_factory=dict)
     stages: list[Stage] = field(default_factory=list)
     maps: dict[int, TokenMap] = field(default_factory=dict)
+    inside: Callable[[], Any] | None = None
+    attended: dict[int, TokenMap] = field(default_factory=dict)
     sequence: dict[int, tuple[int, int]] = field(default_factory=dict)
     tower: Arrived | None = None
     masks_built: int = 0
@@ -104,6 +107,7 @@ class Call:
         """Let go of keys, masks, tables and embeddings: what a report needs is small."""
         self.tapped.clear()
         self.inputs.clear()
+        self.inside = None
         self.ropes.clear()
         self.tower = None
         self._memo.clear()

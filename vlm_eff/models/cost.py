@@ -9,9 +9,10 @@ from torch import nn
 from vlm_eff.models.adapter import Adapter
 
 
-def layer_flops(layer: nn.Module, tokens: float, keys: float) -> float:
-    """FLOPs of one decoder layer for `tokens` queries over `keys` keys: 2 a multiply-add, causal attention not halved.
+def layer_flops(layer: nn.Module, tokens: float, keys: float, queries: float | None = None) -> float:
+    """FLOPs of one decoder layer for `tokens` tokens over `keys` keys: 2 a multiply-add, causal attention not halved.
 
+    queries: tokens that attend, when some of them bypass the attention; default all.
     Counts linear maps and attention products, as `torch.utils.flop_counter` does; norms and activations are left out.
     """
     linear = sum(
@@ -19,10 +20,15 @@ def layer_flops(layer: nn.Module, tokens: float, keys: float) -> float:
     )
     attention = layer.self_attn
     heads_width = attention.config.num_attention_heads * attention.head_dim
-    return 2.0 * linear * tokens + 4.0 * heads_width * tokens * keys
+    return 2.0 * linear * tokens + 4.0 * heads_width * (tokens if queries is None else queries) * keys
 
 
-def decoder_flops(adapter: Adapter, tokens: Sequence[float], keys: Sequence[float], rows: int) -> float:
-    """FLOPs of all decoder layers for `rows` rows; `tokens` and `keys` per layer. Embedding and head are left out."""
-    per_layer = zip(adapter.layers, tokens, keys, strict=True)
-    return rows * sum(layer_flops(layer, count, seen) for layer, count, seen in per_layer)
+def decoder_flops(
+    adapter: Adapter, tokens: Sequence[float], keys: Sequence[float], rows: int, queries: Sequence[float] | None = None
+) -> float:
+    """FLOPs of all decoder layers for `rows` rows; `tokens`, `keys` and `queries` (default the tokens) per layer.
+
+    Embedding and head are left out.
+    """
+    per_layer = zip(adapter.layers, tokens, keys, tokens if queries is None else queries, strict=True)
+    return rows * sum(layer_flops(layer, count, seen, asking) for layer, count, seen, asking in per_layer)

@@ -83,6 +83,15 @@ class Ledger:
             return list(torch.arange(call.length).expand(call.rows, -1))
         return [row[ok].cpu() for row, ok in zip(survivors.index, survivors.valid, strict=True)]
 
+    def attended(self, layer: int) -> list[Tensor]:
+        """Original slots that took part in the attention of `layer`, one tensor [n] a row."""
+        survivors = self.survivors(layer)
+        assert self._last is not None
+        among = self._last.attended.get(layer)
+        if among is None:
+            return survivors
+        return [row[ok].cpu() for row, ok in zip(among.index, among.valid, strict=True)]
+
     def visual(self, layer: int) -> list[VisualTokens]:
         """The candidates of the last prefill with visual tokens, and which are present at `layer`; one a row."""
         made = []
@@ -170,7 +179,9 @@ def _report(
         present.append(now)
     # layers before the first hooked one see everything
     sizes = [call.sequence.get(layer, (call.length, call.past)) for layer in layers]
-    sequence, keys = [size for size, _ in sizes], [size + past for size, past in sizes]
+    sequence = [size for size, _ in sizes]
+    attended = [call.attended[layer].size if layer in call.attended else sequence[layer] for layer in layers]
+    keys = [size + past for size, (_, past) in zip(attended, sizes, strict=True)]
     asked = [[p.asked(count, adapter.num_layers) for p in plugins] for count in visual]
     asked_per_layer = [sum(min(c[layer] for c in row) for row in asked) / call.rows for layer in layers]
     total = call.past + call.length
@@ -182,6 +193,7 @@ def _report(
         visual=tuple(visual),
         visual_per_layer=tuple(present),
         sequence_per_layer=tuple(sequence),
+        attended_per_layer=tuple(attended),
         asked_per_layer=tuple(asked_per_layer),
         stages=tuple(_stage(stage) for stage in call.stages),
         kv_tokens=tuple(count for count, _ in element),
@@ -189,7 +201,7 @@ def _report(
         kv_bytes=call.rows * sum(count * one for count, one in element),
         kv_bytes_bare=call.rows
         * sum(min(total, _window(adapter, layer)) * one for layer, (_, one) in enumerate(element)),
-        flops=decoder_flops(adapter, sequence, keys, call.rows),
+        flops=decoder_flops(adapter, sequence, keys, call.rows, attended),
         flops_bare=decoder_flops(adapter, [call.length] * len(layers), bare, call.rows),
         host_ms=elapsed,
         selection_ms=call.deciding * 1e3,

@@ -11,7 +11,16 @@ from torch import Tensor
 
 from vlm_eff.core.errors import StateError, explain
 from vlm_eff.core.handle import Undo
-from vlm_eff.core.plugin import LayerInput, LayerKeys, Plugin, QueryRow, QueryRows, TowerFeatures, TowerObservation
+from vlm_eff.core.plugin import (
+    AttentionSite,
+    LayerInput,
+    LayerKeys,
+    Plugin,
+    QueryRow,
+    QueryRows,
+    TowerFeatures,
+    TowerObservation,
+)
 from vlm_eff.models.adapter import Adapter
 from vlm_eff.models.call import Call
 from vlm_eff.models.observe import (
@@ -24,7 +33,7 @@ from vlm_eff.models.observe import (
     tapped_source,
 )  # fmt: skip
 from vlm_eff.models.rows import Attended, Rows
-from vlm_eff.models.tap import install_tap
+from vlm_eff.models.tap import Instead, install_tap
 from vlm_eff.models.token_map import TokenMap
 from vlm_eff.models.tower import TowerObserver
 
@@ -50,6 +59,15 @@ class Observer:
             for need in needs
             if isinstance(need, LayerKeys) or (isinstance(need, (QueryRow, QueryRows)) and need.when == "inside")
         }
+        self.attended = {site.layer for plugin in plugins for site in plugin.sites if isinstance(site, AttentionSite)}
+        self.layers |= self.attended
+        # what a plugin asks of a layer inside whose attention it acts is used there and then
+        self._lasting = {
+            need.layer
+            for plugin in plugins
+            for need in plugin.needs
+            if isinstance(need, (QueryRow, QueryRows, LayerKeys)) and AttentionSite(need.layer) not in plugin.sites
+        }
         self.inputs = {need.layer for need in needs if isinstance(need, LayerInput)}
         wanted = {need for need in needs if isinstance(need, TowerObservation)}
         if adapter.projector is None:
@@ -57,17 +75,22 @@ class Observer:
             wanted.discard(TowerFeatures())
         self._tower = TowerObserver(adapter, wanted) if wanted else None
 
-    def install(self, current: Any, undo: Undo) -> None:
-        """Put the taps on; `current()` returns the running call, or None."""
+    def install(self, current: Any, decide: Callable[[Call, int], Instead | None], undo: Undo) -> None:
+        """Put the taps on; `current()` is the running call or None, `decide` what attends in a layer's place."""
         if self.layers:
             attention = {index: self._adapter.layers[index].self_attn for index in sorted(self.layers)}
 
-            def saw(layer: int, query: Tensor, key: Tensor, mask: Any, kwargs: dict[str, Any]) -> None:
+            def saw(layer: int, query: Tensor, key: Tensor, mask: Any, kwargs: dict[str, Any]) -> Instead | None:
                 call: Call | None = current()
-                if call is not None and call.spans is not None:
-                    scale, softcap, window = (kwargs.get(name) for name in ("scaling", "softcap", "sliding_window"))
-                    rope, survivors = call.ropes.get(layer), call.present()
-                    call.tapped[layer] = Tapped(query, key, mask, scale, softcap, window, rope, survivors)
+                if call is None or call.spans is None:
+                    return None
+                scale, softcap, window = (kwargs.get(name) for name in ("scaling", "softcap", "sliding_window"))
+                rope, survivors = call.ropes.get(layer), call.present()
+                call.tapped[layer] = Tapped(query, key, mask, scale, softcap, window, rope, survivors)
+                instead = decide(call, layer) if layer in self.attended else None
+                if layer not in self._lasting:
+                    del call.tapped[layer]
+                return instead
 
             install_tap(attention, saw, undo)
         if self._tower is not None:

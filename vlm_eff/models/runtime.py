@@ -4,6 +4,7 @@ Core model, before      note ids, mask, labels
 Decoder, before         find the visual tokens; refuse what cannot be carried
 Layer, before           ask the plugins of this layer; then bring hidden states, rotary tables, mask and cache to the
                         survivors. Everything Hugging Face sees outside stays at full length.
+Layer, inside           ask the plugins that act inside its attention, which then is computed among fewer tokens
 Layer, after            DeepStack families: back to full length while features are still added
 Decoder, after          back to full length; note what was stored
 """
@@ -18,13 +19,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vlm_eff.core.action import Action
+from vlm_eff.core.action import Action, Attend
 from vlm_eff.core.handle import Handle, Undo
-from vlm_eff.core.plugin import Plugin, Site
+from vlm_eff.core.plugin import AttentionSite, Plugin, Site
 from vlm_eff.core.report import Stats, VisualTokens
 from vlm_eff.models import refusals, seams
 from vlm_eff.models.adapter import Adapter
 from vlm_eff.models.apply import apply_action, check_labels, renumber
+from vlm_eff.models.attend import Among, among
 from vlm_eff.models.cache_layer import guard, is_logical, make_logical
 from vlm_eff.models.call import Call, Entry, find_spans, has_placeholders
 from vlm_eff.models.layer_call import LayerCall
@@ -51,9 +53,10 @@ class Runtime:
         self.handle: Handle | None = None
         self.ledger = Ledger(adapter, plugins)
         self._at: dict[int, list[Plugin]] = defaultdict(list)
+        self._inside: dict[int, list[Plugin]] = defaultdict(list)
         for plugin in plugins:
             for site in plugin.sites:
-                self._at[site.layer].append(plugin)
+                (self._inside if isinstance(site, AttentionSite) else self._at)[site.layer].append(plugin)
         self.observer = Observer(adapter, plugins)
         self._grids: Tensor | None = None
 
@@ -69,12 +72,14 @@ class Runtime:
         seams.before(adapter.core, self._core_before, undo)
         seams.before(adapter.decoder, self._decoder_before, undo)
         seams.after(adapter.decoder, self._decoder_after, undo)
-        for index in range(min([*self._at, *self.observer.layers, *self.observer.inputs]), adapter.num_layers):
+        for index in range(
+            min([*self._at, *self._inside, *self.observer.layers, *self.observer.inputs]), adapter.num_layers
+        ):
             layer = adapter.layers[index]
             seams.before(layer, self._layer_hook(index), undo)
             if adapter.family.restores:
                 seams.after(layer, self._restore_hook(index), undo)
-        self.observer.install(self._call, undo)
+        self.observer.install(self._call, self._attend, undo)
 
     def _layer_hook(self, index: int) -> Any:
         return lambda module, args, kwargs: self._layer_before(index, args, kwargs)
@@ -92,6 +97,9 @@ class Runtime:
 
     def survivors(self, layer: int) -> list[Tensor]:
         return self.ledger.survivors(layer)
+
+    def attended(self, layer: int) -> list[Tensor]:
+        return self.ledger.attended(layer)
 
     def visual(self, layer: int) -> list[VisualTokens]:
         return self.ledger.visual(layer)
@@ -190,6 +198,8 @@ class Runtime:
             call.sequence[index] = (hidden.shape[1], self._slots(call, now.cache, index).stored)
         if call.survivors is not None:
             call.maps[index] = call.survivors
+        if index in self._inside and call.spans is not None:
+            call.inside = lambda: self._view(call, index, now, hidden)
         if not changed and not is_logical(layer_cache):
             call.ropes[index] = now.rope
             return None
@@ -218,6 +228,17 @@ class Runtime:
             call.reindexed, call.shift = renumber(call, now.kwargs.get("position_ids"), call.survivors, past)
         self.ledger.stage(call, plugin.name, index, counted)
         return hidden
+
+    def _attend(self, call: Call, index: int) -> Among | None:
+        """Ask the plugins that act inside the attention of a layer; resources leave one of them."""
+        assert call.inside is not None
+        for plugin in self._inside[index]:
+            started = time.perf_counter()
+            action = plugin.at(AttentionSite(index), call.inside())
+            call.deciding += time.perf_counter() - started
+            if isinstance(action, Attend):
+                return among(call, index, action)
+        return None
 
     def _translate(self, call: Call, index: int, now: LayerCall, hidden: Tensor) -> None:
         """Bring rotary tables and mask of a layer call to the survivors and to what the layer's cache stores."""

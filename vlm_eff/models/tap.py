@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -34,13 +34,22 @@ class TapName(str):
         return str, (self.base,)
 
 
-Sink = Callable[[int, Tensor, Tensor, Any, dict[str, Any]], None]
+class Instead(Protocol):
+    """Attends in place of the base function, which it is given as `run`."""
+
+    def attend(
+        self, run: Callable[..., Any], module: nn.Module, states: tuple[Tensor, Tensor, Tensor], mask: Any, kwargs: Any
+    ) -> Any: ...
+
+
+Sink = Callable[[int, Tensor, Tensor, Any, dict[str, Any]], Instead | None]
 
 
 def install_tap(attention: dict[int, nn.Module], sink: Sink, undo: Undo) -> None:
     """Call `sink(layer, query, key, mask, kwargs)` whenever one of the `attention` modules (by layer) attends.
 
-    query: [B, H, Q, Dh], key: [B, Hkv, S, Dh], both after rotation and after the cache.
+    query: [B, H, Q, Dh], key: [B, Hkv, S, Dh], both after rotation and after the cache. What the sink returns attends
+    in place of the base function; None lets the base function do it.
 
     Raises:
         CapabilityError: the modules do not share one config, or use an attention function that is not registered.
@@ -54,7 +63,9 @@ def install_tap(attention: dict[int, nn.Module], sink: Sink, undo: Undo) -> None
     def tap(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any) -> Any:
         # a model built from the same config object passes through
         if (layer := layer_of.get(id(module))) is not None:
-            sink(layer, query, key, attention_mask, kwargs)
+            instead = sink(layer, query, key, attention_mask, kwargs)
+            if instead is not None:
+                return instead.attend(base(module), module, (query, key, value), attention_mask, kwargs)
         return base(module)(module, query, key, value, attention_mask, **kwargs)
 
     # transformers looks for "flash" in the name to choose its flash-only paths

@@ -12,6 +12,7 @@ from vlm_eff.tokens.methods.decoder.feather import feather
 from vlm_eff.tokens.methods.decoder.pyramiddrop import pyramiddrop
 from vlm_eff.tokens.methods.decoder.v2drop import v2drop
 from vlm_eff.tokens.methods.decoder.vtw import vtw, withdrawal_layer
+from vlm_eff.tokens.methods.decoder.zipvl_attention import zipvl_attention
 from vlm_eff.tokens.methods.entry.fastervlm import fastervlm
 from vlm_eff.tokens.methods.entry.visionzip import visionzip
 from vlm_eff.tokens.methods.video.dycoke import dycoke
@@ -37,4 +38,5 @@ __all__ = [
     "visionzip",
     "vtw",
     "withdrawal_layer",
+    "zipvl_attention",
 ]
