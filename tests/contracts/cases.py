@@ -4,6 +4,7 @@ from vlm_eff.core.plugin import Plugin
 from vlm_eff.tokens import (
     average_pool,
     dart,
+    divprune,
     dycoke,
     evs,
     fastervlm,
@@ -22,6 +23,7 @@ from vlm_eff.tokens import (
 )
 
 METHOD_CASES: dict[str, tuple[Plugin, Plugin]] = {
+    "divprune": (divprune(), divprune(keep_ratio=0.4, layer=1)),
     "fastv": (fastv(), fastv(layer=1, keep_ratio=0.3)),
     # layers 1, 2 and 4 of 6: two of them between DeepStack features and on sliding layers
     "pyramiddrop": (pyramiddrop(), pyramiddrop(keep_ratio=0.6, layers=(1, 2, 4))),
@@ -48,6 +50,7 @@ EASY = {name: easy for name, (easy, _) in METHOD_CASES.items()}
 HARD = {name: hard for name, (_, hard) in METHOD_CASES.items()}
 
 KEEP_ALL: dict[str, Plugin] = {
+    "divprune": divprune(keep_ratio=1.0),
     "fastv": fastv(keep_ratio=1.0),
     "pyramiddrop": pyramiddrop(keep_ratio=1.0),
     "feather": feather(keep_ratio=1.0),

@@ -289,7 +289,7 @@ def test_a_ratio_that_is_no_fraction_is_refused(name: str, ratio: Any) -> None:
 @pytest.mark.parametrize("name", taking("keep_count"))
 def test_a_count_that_is_no_number_of_tokens_is_refused(name: str, count: Any) -> None:
     if count is None:
-        with pytest.raises(ConfigError, match="exactly one of the two"):
+        with pytest.raises(ConfigError, match="exactly one of keep_ratio, keep_count"):
             METHODS_BY_NAME[name](keep_ratio=0.5, keep_count=3)
         return
     with pytest.raises(ConfigError, match="keep_count="):

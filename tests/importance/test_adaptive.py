@@ -85,7 +85,7 @@ def test_thresholds_are_mean_and_deviation_of_the_row(seed: int) -> None:
 
 @pytest.mark.parametrize("mean", [0.05, 0.3, 0.75, 1.0])
 def test_a_curve_falls_and_has_its_mean(mean: float) -> None:
-    made = logistic_curve(32, mean, slope=0.4, middle=14.9)
+    made = logistic_curve(range(32), mean, slope=0.4, middle=14.9)
     assert sum(made) / 32 == pytest.approx(mean)
     assert made == sorted(made, reverse=True)
     assert min(made) > 0 and max(made) <= 1
@@ -94,7 +94,12 @@ def test_a_curve_falls_and_has_its_mean(mean: float) -> None:
 
 
 def test_a_flat_curve_is_the_ratio() -> None:
-    assert logistic_curve(6, 0.25, slope=0, middle=3) == pytest.approx([0.25] * 6)
+    assert logistic_curve(range(6), 0.25, slope=0, middle=3) == pytest.approx([0.25] * 6)
+
+
+def test_the_mean_counts_how_long_a_place_lasts() -> None:
+    made = logistic_curve((0.25, 0.5, 0.9), 0.4, slope=9, middle=0.5, lasts=(0.25, 0.4, 0.1))
+    assert made[0] * 0.25 + made[1] * 0.4 + made[2] * 0.1 == pytest.approx(0.4 * 0.75)
 
 
 @pytest.mark.parametrize("seed", SEEDS)

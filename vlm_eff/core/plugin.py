@@ -199,7 +199,10 @@ class Plugin(ABC):
         """Decide at a site; None changes nothing."""
 
     def asked(self, visual_tokens: int, num_layers: int) -> list[float]:
-        """Visual tokens this plugin asks for at each decoder layer, of `visual_tokens` at the start."""
+        """Visual tokens this plugin asks for at each decoder layer, of `visual_tokens` at the start.
+
+        Not a number where the count follows from the scores or the layout: then the report takes what was got.
+        """
         return [float(visual_tokens)] * num_layers
 
     def to_dict(self) -> dict[str, Any]:

@@ -72,17 +72,21 @@ def quantile(scores: Tensor, q: float, valid: Tensor) -> Tensor:
     return torch.where(valid.any(1), made, 0.0).nan_to_num(0.0)
 
 
-def logistic_curve(layers: int, mean: float, slope: float, middle: float) -> list[float]:
-    """Fraction of tokens kept at the input of each layer: a falling logistic whose mean over the layers is `mean`.
+def logistic_curve(
+    places: Sequence[float], mean: float, slope: float, middle: float, lasts: Sequence[float] | None = None
+) -> list[float]:
+    """Fractions kept at `places` of the decoder: a falling logistic with a given mean.
 
-    The shape is 1 / (1 + exp(slope * (l - middle))), `slope` a layer, `middle` a layer; it is scaled, and cut off at
-    1, until the mean is met (AutoPrune, which finds the scale by bisection as well).
+    The shape is 1 / (1 + exp(slope * (place - middle))); it is scaled, and cut off at 1, until its mean over the places
+    is `mean` (AutoPrune's curve, whose scale is found by bisection as well). lasts: weight of each place in the mean,
+    such as the part of the decoder for which it holds; default all equal.
     """
-    shape = [1 / (1 + math.exp(min(slope * (layer - middle), 700))) for layer in range(layers)]
+    weights = list(lasts) if lasts is not None else [1.0] * len(places)
+    shape = [1 / (1 + math.exp(min(slope * (place - middle), 700))) for place in places]
     low, high = 0.0, 1 / min(shape)
     for _ in range(100):
         scale = (low + high) / 2
-        reached = sum(min(1.0, scale * value) for value in shape) / layers
+        reached = sum(w * min(1.0, scale * value) for w, value in zip(weights, shape, strict=True)) / sum(weights)
         low, high = (scale, high) if reached < mean else (low, scale)
     return [min(1.0, high * value) for value in shape]
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vlm_eff.core.config import part
 from vlm_eff.core.errors import ConfigError, explain
+from vlm_eff.importance.rules import Mass, Rule
 
 Rounding = Literal["up", "nearest", "down"]
 # a product such as 0.29 * 100 must not fall on the wrong side of a whole number by a float's last digit
@@ -20,13 +21,15 @@ _SLACK = 1e-9
 @part
 @dataclass(frozen=True)
 class Keep:
-    """A budget of visual tokens. Give exactly one of `ratio`, `count`.
+    """A budget of visual tokens. Give exactly one of `ratio`, `count`, `mass`, `rule`.
 
     ratio:    fraction (0, 1] of the tokens, see `of`
     count:    tokens, at least `least`; never more than there are
     of:       "original" counts what entered the language model, "current" what is left at this stage
     rounding: house rule is "up"; methods whose official code rounds otherwise say so
     least:    tokens that stay in any case; 0 for the methods that may drop every visual token
+    mass:     as few of the best of what is left as hold this fraction (0, 1] of the scores; needs scores of at least 0
+    rule:     any other way to read the number off the scores, see `rules.py`; needs a score
     """
 
     ratio: float | None = None
@@ -34,16 +37,22 @@ class Keep:
     of: Literal["original", "current"] = "original"
     rounding: Rounding = "up"
     least: int = 1
+    mass: float | None = None
+    rule: Rule | None = None
 
     def __post_init__(self) -> None:
-        if (self.ratio is None) == (self.count is None):
+        named = {"keep_ratio": self.ratio, "keep_count": self.count, "keep_mass": self.mass, "rule": self.rule}
+        given = {name: value for name, value in named.items() if value is not None}
+        if len(given) != 1:
             raise ConfigError(
                 explain(
-                    f"keep_ratio={self.ratio} and keep_count={self.count}",
-                    "exactly one of the two",
-                    "Give keep_ratio in (0, 1] or keep_count of at least 1",
+                    " and ".join(f"{name}={value}" for name, value in given.items()) or "no keep_ratio or keep_count",
+                    "exactly one of " + ", ".join(named),
+                    "Give keep_ratio in (0, 1], keep_count of at least 1, or keep_mass in (0, 1]",
                 )
             )
+        if self.mass is not None:
+            Mass(self.mass)
         check_ratio("keep_ratio", self.ratio)
         whole = isinstance(self.count, int) and not isinstance(self.count, bool)
         if self.count is not None and (not whole or self.count < self.least):
@@ -60,7 +69,12 @@ class Keep:
     @property
     def everything(self) -> bool:
         """True when no token can be dropped."""
-        return self.ratio == 1
+        return self.ratio == 1 or self.mass == 1
+
+    @property
+    def adaptive(self) -> bool:
+        """True when the number follows from the scores, so that nobody knows it before."""
+        return self.mass is not None or self.rule is not None
 
     @property
     def nothing(self) -> bool:
@@ -69,6 +83,10 @@ class Keep:
 
     def of_count(self, original: float, current: float) -> int:
         """Tokens to keep of `current`, when there were `original` at the start."""
+        if self.adaptive:
+            raise ConfigError(
+                explain(f"{self} where there are no scores", "keep_ratio or keep_count", "Give one of them here")
+            )
         if self.count is not None:
             return int(min(self.count, current))
         base = original if self.of == "original" else current
@@ -80,6 +98,15 @@ class Keep:
             "nearest": math.floor(wanted + 0.5 + _SLACK),
         }[self.rounding]
         return int(min(max(rounded, self.least), current))
+
+    def by_scores(self, scores: Tensor, valid: Tensor, original: Tensor) -> Tensor:
+        """Tokens to keep of each row [B] int64, by the scores [B, V] of those that are left (`valid` [B, V])."""
+        current = valid.sum(1)
+        if not self.adaptive:
+            return self.counts(original, current)
+        rule = self.rule if self.mass is None else Mass(self.mass)
+        assert rule is not None
+        return rule(scores, valid).clamp(min=self.least).minimum(current)
 
     def counts(self, original: Tensor, current: Tensor) -> Tensor:
         """Element-wise `of_count` for counts [...] on any device -> [...] int64; 0 stays 0."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -182,8 +183,8 @@ def _report(
     sequence = [size for size, _ in sizes]
     attended = [call.attended[layer].size if layer in call.attended else sequence[layer] for layer in layers]
     keys = [size + past for size, (_, past) in zip(attended, sizes, strict=True)]
-    asked = [[p.asked(count, adapter.num_layers) for p in plugins] for count in visual]
-    asked_per_layer = [sum(min(c[layer] for c in row) for row in asked) / call.rows for layer in layers]
+    asked = _asked(adapter, plugins, call, visual)
+    asked_per_layer = [sum(row[layer] for row in asked) / call.rows for layer in layers]
     total = call.past + call.length
     bare = [min(call.past, _window(adapter, layer)) + call.length for layer in layers]
     return PrefillReport(
@@ -207,6 +208,19 @@ def _report(
         selection_ms=call.deciding * 1e3,
         masks_built=call.masks_built,
     )
+
+
+def _asked(adapter: Adapter, plugins: tuple[Plugin, ...], call: Call, visual: list[int]) -> list[list[float]]:
+    """What the plugins asked for, of each row at each layer; where only the call could tell, what was got."""
+    stages = {stage.layer: stage.got.tolist() for stage in call.stages}
+    made = []
+    for row, count in enumerate(visual):
+        asked, got, wanted = [p.asked(count, adapter.num_layers) for p in plugins], float(count), []
+        for layer in range(adapter.num_layers):
+            got = float(stages[layer][row]) if layer in stages else got
+            wanted.append(min(got if math.isnan(one[layer]) else one[layer] for one in asked))
+        made.append(wanted)
+    return made
 
 
 def _stage(stage: Stage) -> StageReport:

@@ -13,6 +13,7 @@ from vlm_eff.tokens.methods.decoder.pyramiddrop import pyramiddrop
 from vlm_eff.tokens.methods.decoder.v2drop import v2drop
 from vlm_eff.tokens.methods.decoder.vtw import vtw, withdrawal_layer
 from vlm_eff.tokens.methods.decoder.zipvl_attention import zipvl_attention
+from vlm_eff.tokens.methods.entry.divprune import divprune
 from vlm_eff.tokens.methods.entry.fastervlm import fastervlm
 from vlm_eff.tokens.methods.entry.visionzip import visionzip
 from vlm_eff.tokens.methods.video.dycoke import dycoke
@@ -22,6 +23,7 @@ from vlm_eff.tokens.methods.video.vcast import vcast
 __all__ = [
     "average_pool",
     "dart",
+    "divprune",
     "dycoke",
     "evs",
     "fastervlm",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from typing import Any
 
 from vlm_eff.core.config import build
@@ -42,6 +43,14 @@ def for_budget(method: str, *, n_eq: float, visual_tokens: int, num_layers: int,
     else:
         low, high = 1e-6, 1.0
         least, most, below, above = at(low)[0], at(high)[0], 1, 1e-9
+    if math.isnan(least):
+        raise ConfigError(
+            explain(
+                f"{method}, whose number of tokens follows from scores or layout, with n_eq={n_eq:g}",
+                "methods that keep a ratio or a count",
+                "Give the method its own settings, and read n_eq off handle.stats()",
+            )
+        )
     if not least - below <= n_eq <= most + above:
         raise ConfigError(
             explain(

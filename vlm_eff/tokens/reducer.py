@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -95,9 +96,8 @@ class TokenReducer(Plugin):
         counts, now = [], float(visual_tokens)
         at = {_layer(stage.resolved(num_layers)): stage for stage in self.stages}
         for layer in range(num_layers):
-            if layer in at and visual_tokens:
-                stage = at[layer]
-                now = stage.select.expected(stage.keep.of_count(visual_tokens, now), now)
+            if layer in at and visual_tokens and not at[layer].keep.everything:
+                now = _wanted(at[layer], visual_tokens, now)
             counts.append(now)
         return counts
 
@@ -106,6 +106,13 @@ def part_needs(part: Any, layer: int) -> tuple[Observation, ...]:
     """What a score, selection or reduction has to see for a stage at `layer`; most of them nothing."""
     needs = getattr(part, "needs", None)
     return needs(layer) if needs is not None else ()
+
+
+def _wanted(stage: Stage, original: int, now: float) -> float:
+    if stage.keep.adaptive or math.isnan(now):
+        # once the scores have decided, nobody knows what later stages start from
+        return math.nan
+    return stage.select.expected(stage.keep.of_count(original, now), now)
 
 
 def _layer(stage: Stage) -> int:

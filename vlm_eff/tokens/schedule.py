@@ -38,6 +38,10 @@ class Stage:
             raise ConfigError(explain(f"layer={self.layer!r}", "a whole number of at least 0", "Give a decoder layer"))
         if self.depth is not None and not 0 < self.depth < 1:
             raise ConfigError(explain(f"depth={self.depth!r}", "a fraction between 0 and 1", "Give a smaller depth"))
+        if self.keep.adaptive and self.score is None:
+            raise ConfigError(
+                explain(f"{self.keep} in a stage without a score", "a score to read the number off", "Give score=")
+            )
 
     def resolved(self, num_layers: int) -> Stage:
         """The stage with a layer of a decoder with `num_layers` layers."""

@@ -56,6 +56,18 @@ class QueryAttention:
 
 @part
 @dataclass(frozen=True)
+class Even:
+    """All tokens are worth the same: for selections that look at the tokens alone."""
+
+    def needs(self, layer: int) -> tuple[Observation, ...]:
+        return ()
+
+    def __call__(self, view: View) -> Tensor:
+        return view.spans.valid.float()
+
+
+@part
+@dataclass(frozen=True)
 class RandomScore:
     """Uniform random scores from the seed and the prompt: the same for every beam, batch and padding of one prompt."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+import torch
 from torch import Tensor
 
 from vlm_eff.core.config import part
@@ -37,10 +38,11 @@ class TopK:
     def __call__(self, scores: Tensor, view: View, keep: Keep) -> Tensor:
         spans = view.spans
         if self.per == "sample":
-            return top_k(scores, keep.counts(view.original, spans.count), spans.valid)
+            return top_k(scores, keep.by_scores(scores, spans.valid, view.original), spans.valid)
         original = view.image_original()
-        current = original.new_zeros(original.shape).scatter_add_(1, spans.image, spans.valid.to(original.dtype))
-        return top_k_per_group(scores, spans.image, keep.counts(original, current), spans.valid)
+        inside = [spans.valid & (spans.image == image) for image in range(original.shape[1])]
+        counts = [keep.by_scores(scores, own, original[:, image]) for image, own in enumerate(inside)]
+        return top_k_per_group(scores, spans.image, torch.stack(counts, 1), spans.valid)
 
     def expected(self, kept: float, current: float) -> float:
         return kept

@@ -16,6 +16,7 @@ def fastv(
     layer: int = 2,
     keep_ratio: float | None = None,
     keep_count: int | None = None,
+    keep_mass: float | None = None,
     positions: Literal["kept", "reindexed"] = "kept",
 ) -> TokenReducer:
     """Keep the visual tokens that the last prompt token looks at most in an early layer.
@@ -31,13 +32,15 @@ def fastv(
         layer: decoder layer before which tokens are dropped, at least 1.
         keep_ratio: fraction of the visual tokens kept, (0, 1], rounded to the nearest as in the code; default 0.5.
         keep_count: tokens kept, instead of the ratio.
+        keep_mass: as few of the best tokens of each sample as hold this share of its visual attention, (0, 1], instead
+            of the ratio; our addition.
         positions: "kept" (official) or "reindexed".
 
     Raises:
-        ConfigError: a ratio outside (0, 1], a negative layer, or both ratio and count.
+        ConfigError: a ratio or mass outside (0, 1], a negative layer, or more than one of ratio, count and mass.
         CapabilityError: at attach, for a layer the decoder does not have.
     """
-    if keep_ratio is None and keep_count is None:
+    if keep_ratio is None and keep_count is None and keep_mass is None:
         keep_ratio = 0.5
-    keep = Keep(ratio=keep_ratio, count=keep_count, rounding="nearest")
+    keep = Keep(ratio=keep_ratio, count=keep_count, mass=keep_mass, rounding="nearest")
     return TokenReducer("fastv", (Stage(keep, layer=layer, score=QueryAttention()),), position_mode=positions)
