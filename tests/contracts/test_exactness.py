@@ -4,6 +4,7 @@ import pytest
 
 from tests.contracts import checks
 from tests.contracts.cases import BYPASS_CASES, EASY, HARD, HARDEST, KEEP_ALL, METHOD_CASES, NEVER_KEEP_ALL
+from tests.contracts.tower_cases import TOWER_CASES, TOWER_NOTHING
 from tests.tiny import FAMILIES, VIDEO_FAMILIES
 from vlm_eff import methods
 
@@ -17,9 +18,11 @@ VIDEOS = [(family, kind) for family in VIDEO_FAMILIES for kind in (True, "mixed"
 
 def test_cases_cover_every_method() -> None:
     assert set(METHOD_CASES) == set(KEEP_ALL) | NEVER_KEEP_ALL
-    assert set(METHOD_CASES) | set(BYPASS_CASES) == set(methods())
+    # every method is in exactly one of the tables
+    assert sorted([*METHOD_CASES, *BYPASS_CASES, *TOWER_CASES]) == sorted(methods())
+    assert set(TOWER_CASES) == set(TOWER_NOTHING)
     assert not set(KEEP_ALL) & NEVER_KEEP_ALL
-    assert all(plugin.name == name for name, pair in METHOD_CASES.items() for plugin in pair)
+    assert all(plugin.name == name for name, pair in (METHOD_CASES | TOWER_CASES).items() for plugin in pair)
 
 
 @pytest.mark.parametrize("attn", ["sdpa", "eager"])

@@ -8,8 +8,20 @@ from typing import Any
 import pytest
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from tests.contracts import checks, checks_bypass, checks_cache, checks_life, checks_modes, checks_sets, kit
-from tests.sabotage.saboteurs import SABOTEURS
+from tests.contracts import (
+    checks,
+    checks_bypass,
+    checks_cache,
+    checks_life,
+    checks_modes,
+    checks_sets,
+    checks_towers,
+    kit,
+)
+from tests.sabotage.saboteurs import SABOTEURS as DECODER_SABOTEURS
+from tests.sabotage.tower_saboteurs import TOWER_SABOTEURS
+
+SABOTEURS = DECODER_SABOTEURS | TOWER_SABOTEURS
 
 # what checks are made of
 NO_CHECK = {"image_tokens", "entry_embeds", "found_cells", "true_cells", "words", "next_turn", "as_embeddings"}
@@ -62,7 +74,7 @@ def test_a_saboteur_is_caught(name: str, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_every_check_has_a_saboteur() -> None:
     known = {
         name
-        for module in (checks, checks_bypass, checks_cache, checks_life, checks_modes, checks_sets)
+        for module in (checks, checks_bypass, checks_cache, checks_life, checks_modes, checks_sets, checks_towers)
         for name, made in vars(module).items()
         if inspect.isfunction(made) and made.__module__ == module.__name__ and not name.startswith("_")
     }

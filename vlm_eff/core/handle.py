@@ -53,6 +53,7 @@ class Runtime(Protocol):
     def attended(self, layer: int) -> list[Tensor]: ...
     def visual(self, layer: int) -> list[VisualTokens]: ...
     def kv_positions(self, layer: int) -> Tensor: ...
+    def tower_groups(self, block: int) -> list[tuple[Tensor, Tensor]]: ...
 
 
 class Handle:
@@ -124,6 +125,14 @@ class Handle:
     def kv_positions(self, layer: int) -> Tensor:
         """Logical positions that the cache of `layer` stores after the last call [B, Hkv, S]; -1 for none."""
         return self._runtime.kv_positions(layer)
+
+    def tower_groups(self, block: int) -> list[tuple[Tensor, Tensor]]:
+        """What became of the tokens of each image behind tower `block`, in the last run of the tower.
+
+        One pair an image (or frame): [N] number of the token that each of the bare tower's tokens is part of, -1 where
+        it was dropped; and [T] the original place of every token that is left.
+        """
+        return self._runtime.tower_groups(block)
 
     def _require_attached(self, what: str) -> None:
         if not self._attached:

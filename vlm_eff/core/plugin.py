@@ -12,6 +12,7 @@ from vlm_eff.core.errors import CapabilityError, explain
 if TYPE_CHECKING:
     from vlm_eff.core.action import Action
     from vlm_eff.core.resources import Resource
+    from vlm_eff.core.tower import TowerAction, TowerSite
 
 
 @dataclass(frozen=True)
@@ -149,8 +150,27 @@ class BindContext:
                 )
             )
 
+    def check_block(self, plugin: str, block: int) -> None:
+        """Raise `CapabilityError` when the vision tower has no such block."""
+        if not 0 <= block < self.num_blocks:
+            raise CapabilityError(
+                explain(
+                    f"{plugin} wants tower block {block}, this {self.family} tower has {self.num_blocks}",
+                    f"blocks 0 to {self.num_blocks - 1}",
+                    "Choose a block that exists",
+                )
+            )
+
     def check_layer(self, plugin: str, layer: int) -> None:
         """Raise `CapabilityError` when the decoder has no such layer."""
+        if self.num_layers == 0:
+            raise CapabilityError(
+                explain(
+                    f"{plugin} acts in a language model, and {self.family} is a vision tower alone",
+                    "methods that act inside the vision tower",
+                    "Use one of them, such as tome, or attach to the whole vision-language model",
+                )
+            )
         if not 0 <= layer < self.num_layers:
             raise CapabilityError(
                 explain(
@@ -172,8 +192,8 @@ class Plugin(ABC):
 
     @property
     @abstractmethod
-    def sites(self) -> tuple[Site, ...]:
-        """Where the plugin wants to be asked."""
+    def sites(self) -> tuple[Site | TowerSite, ...]:
+        """Where the plugin wants to be asked: at decoder layers, inside the vision tower, or both."""
 
     @property
     def needs(self) -> tuple[Observation, ...]:
@@ -195,8 +215,8 @@ class Plugin(ABC):
         """The plugin for one model, with relative depths resolved; `CapabilityError` when it cannot work there."""
 
     @abstractmethod
-    def at(self, site: Site, view: Any) -> Action | None:
-        """Decide at a site; None changes nothing."""
+    def at(self, site: Any, view: Any) -> Action | TowerAction | None:
+        """Decide at a site; None changes nothing. A `Site` comes with a `View`, a `TowerSite` with a `TowerView`."""
 
     def asked(self, visual_tokens: int, num_layers: int) -> list[float]:
         """Visual tokens this plugin asks for at each decoder layer, of `visual_tokens` at the start.

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from vlm_eff.core.tower_report import TowerReport
+
 
 @dataclass(frozen=True)
 class VisualTokens:
@@ -99,7 +101,9 @@ class PrefillReport:
 class Stats:
     """Everything a handle saw since it was attached or reset.
 
-    `prefills` holds one report a prefill; `decode_steps` counts single-token calls; `plugins` names what was attached.
+    `prefills` holds one report a prefill; `decode_steps` counts single-token calls; `plugins` names what was attached;
+    `towers` holds one report a run of the vision tower, when plugins act inside it. `calls` counts runs of the decoder,
+    or of a tower that stands alone.
     """
 
     plugins: tuple[str, ...]
@@ -107,6 +111,7 @@ class Stats:
     prefills: list[PrefillReport] = field(default_factory=list)
     decode_steps: int = 0
     calls: int = 0
+    towers: list[TowerReport] = field(default_factory=list)
 
     @property
     def last(self) -> PrefillReport | None:
@@ -123,12 +128,14 @@ class Stats:
 
     def __str__(self) -> str:
         head = f"{' + '.join(self.plugins)} on {self.family}"
-        if self.calls == 0:
+        if self.calls == 0 and not self.towers:
             return f"{head}: the model was not called while attached"
+        tower = [f"{self.towers[-1].line()}, {len(self.towers)} runs"] if self.towers else []
         if self.last is None:
-            return f"{head}: no visual tokens seen in {len(self.prefills)} prefills"
+            seen = f": no visual tokens seen in {len(self.prefills)} prefills" if self.prefills or not tower else ""
+            return "\n".join([head + seen, *tower])
         return "\n".join(
-            [f"{head}, {len(self.prefills)} prefills, {self.decode_steps} decode steps", *_lines(self.last)]
+            [f"{head}, {len(self.prefills)} prefills, {self.decode_steps} decode steps", *tower, *_lines(self.last)]
         )
 
 

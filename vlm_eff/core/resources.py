@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 class Resource(Enum):
     """Something of a model that at most one plugin may change."""
 
+    TOWER_TOKENS = "tokens inside the vision tower"
     ENTRY_TOKENS = "visual tokens entering the language model"
     DECODER_TOKENS = "visual tokens between decoder layers"
     ATTENTION_TOKENS = "visual tokens that take part in a decoder layer's attention"

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from vlm_eff.core.errors import ConfigError, explain
-from vlm_eff.core.plugin import BindContext, Plugin
+from vlm_eff.core.plugin import BindContext, Plugin, Site
 from vlm_eff.core.registry import METHODS
 from vlm_eff.eval.subject import Subject
 from vlm_eff.models.attach import attach
@@ -104,7 +104,8 @@ def _from_layer_one(method: str, num_layers: int) -> dict[str, Any]:
     """Arguments that move the first stage to layer 1; none for a method whose layers cannot be given."""
     make = METHODS.get(method).make
     known = inspect.signature(make).parameters
-    layers = [site.layer for site in make().bind(BindContext("budget", num_layers)).sites]
+    sites = make().bind(BindContext("budget", num_layers)).sites
+    layers = [site.layer for site in sites if isinstance(site, Site)]
     if layers[0] < 1:
         return {}
     if "layers" in known:

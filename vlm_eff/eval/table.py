@@ -42,7 +42,8 @@ Row = dict[str, Any]
 
 def table_methods() -> tuple[str, ...]:
     """Training-free methods that change how many visual tokens the decoder sees."""
-    known = [METHODS.get(name) for name in METHODS]
+    # a method of the tower gives every token back before the decoder
+    known = [method for method in map(METHODS.get, METHODS) if "vision tower" not in method.acts]
     return tuple(m.name for m in known if m.room == "tokens" and m.training_free and m.name not in EXEMPT)
 
 

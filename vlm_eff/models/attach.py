@@ -14,6 +14,8 @@ from vlm_eff.core.resources import check_conflicts
 from vlm_eff.models import refusals
 from vlm_eff.models.adapter import adapter_for
 from vlm_eff.models.runtime import Runtime
+from vlm_eff.models.vit.attach import LoneTower, lone_tower
+from vlm_eff.models.vit.kind import Tower
 
 _ATTACHED: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Handle]] = weakref.WeakKeyDictionary()
 
@@ -21,7 +23,8 @@ _ATTACHED: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Handle]] = weakref.W
 def attach(model: Any, *plugins: Plugin) -> Handle:
     """Put plugins on an unmodified model and return the handle that takes them off again.
 
-    model:   a transformers vision-language model in eval mode, a transformers pipeline, or a PEFT-wrapped model
+    model:   a transformers vision-language model in eval mode, a transformers pipeline, or a PEFT-wrapped model; or a
+             vision tower alone (timm, open_clip, transformers) for plugins that act inside it
     plugins: what to do, such as `fastv()`; each resource of the model has at most one writer
 
     Raises:
@@ -34,6 +37,11 @@ def attach(model: Any, *plugins: Plugin) -> Handle:
     """
     _check_plugins(plugins)
     refusals.refuse_compiled(model)
+    tower = lone_tower(model)
+    return _attach_tower(tower, plugins) if tower is not None else _attach_vlm(model, plugins)
+
+
+def _attach_vlm(model: Any, plugins: tuple[Plugin, ...]) -> Handle:
     adapter = adapter_for(model)
     refusals.refuse_compiled(adapter.top)
     refusals.refuse_training(adapter.top)
@@ -41,8 +49,21 @@ def attach(model: Any, *plugins: Plugin) -> Handle:
     bound = tuple(plugin.bind(context) for plugin in plugins)
     check_conflicts(bound)
     refusals.refuse_plugins(adapter, bound)
-    _refuse_second(adapter.core)
-    runtime, undo = Runtime(adapter, bound), Undo()
+    return _install(Runtime(adapter, bound), bound, (adapter.core, adapter.tower))
+
+
+def _attach_tower(tower: Tower, plugins: tuple[Plugin, ...]) -> Handle:
+    refusals.refuse_training(tower.root)
+    context = BindContext(tower.name, 0, tower.num_blocks, tower.prefix > 0)
+    bound = tuple(plugin.bind(context) for plugin in plugins)
+    check_conflicts(bound)
+    return _install(LoneTower(tower, bound), bound, (tower.root,))
+
+
+def _install(runtime: Any, bound: tuple[Plugin, ...], owned: tuple[nn.Module, ...]) -> Handle:
+    for module in owned:
+        _refuse_second(module)
+    undo = Undo()
     try:
         runtime.install(undo)
     except BaseException:
@@ -52,7 +73,8 @@ def attach(model: Any, *plugins: Plugin) -> Handle:
     # as long as the hooks are on the model the handle lives, held or not: a second attach has to find it
     runtime.handle = handle
     undo.push(lambda: setattr(runtime, "handle", None))
-    _ATTACHED[adapter.core] = weakref.ref(handle)
+    for module in owned:
+        _ATTACHED[module] = weakref.ref(handle)
     return handle
 
 

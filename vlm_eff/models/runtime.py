@@ -23,6 +23,7 @@ from vlm_eff.core.action import Action, Attend
 from vlm_eff.core.handle import Handle, Undo
 from vlm_eff.core.plugin import AttentionSite, Plugin, Site
 from vlm_eff.core.report import Stats, VisualTokens
+from vlm_eff.core.tower import TowerSite
 from vlm_eff.models import refusals, seams
 from vlm_eff.models.adapter import Adapter
 from vlm_eff.models.apply import apply_action, check_labels, renumber
@@ -37,6 +38,7 @@ from vlm_eff.models.rows import PromptRows
 from vlm_eff.models.slots import Slots
 from vlm_eff.models.token_map import TokenMap
 from vlm_eff.models.view import View
+from vlm_eff.models.vit.attach import no_tower_plugin, tower_runtime
 
 # one for all runtimes, because a context variable lives as long as the process; every call knows whose it is
 _ENTRY: ContextVar[Entry | None] = ContextVar("vlm_eff_entry", default=None)
@@ -56,8 +58,10 @@ class Runtime:
         self._inside: dict[int, list[Plugin]] = defaultdict(list)
         for plugin in plugins:
             for site in plugin.sites:
-                (self._inside if isinstance(site, AttentionSite) else self._at)[site.layer].append(plugin)
+                if not isinstance(site, TowerSite):
+                    (self._inside if isinstance(site, AttentionSite) else self._at)[site.layer].append(plugin)
         self.observer = Observer(adapter, plugins)
+        self.towers = tower_runtime(adapter, plugins)
         self._grids: Tensor | None = None
 
     # ---------------------------------------------------------------- installation
@@ -72,9 +76,10 @@ class Runtime:
         seams.before(adapter.core, self._core_before, undo)
         seams.before(adapter.decoder, self._decoder_before, undo)
         seams.after(adapter.decoder, self._decoder_after, undo)
-        for index in range(
-            min([*self._at, *self._inside, *self.observer.layers, *self.observer.inputs]), adapter.num_layers
-        ):
+        if self.towers is not None:
+            self.towers.install(lambda: self.active, undo)
+        hooked = [*self._at, *self._inside, *self.observer.layers, *self.observer.inputs]
+        for index in range(min(hooked, default=adapter.num_layers), adapter.num_layers):
             layer = adapter.layers[index]
             seams.before(layer, self._layer_hook(index), undo)
             if adapter.family.restores:
@@ -90,10 +95,14 @@ class Runtime:
     # ---------------------------------------------------------------- what the handle asks
 
     def stats(self) -> Stats:
-        return self.ledger.stats()
+        made = self.ledger.stats()
+        made.towers = self.towers.ledger.reports() if self.towers is not None else []
+        return made
 
     def reset(self) -> None:
         self.ledger.reset()
+        if self.towers is not None:
+            self.towers.ledger.reset()
 
     def survivors(self, layer: int) -> list[Tensor]:
         return self.ledger.survivors(layer)
@@ -106,6 +115,11 @@ class Runtime:
 
     def kv_positions(self, layer: int) -> Tensor:
         return self.ledger.kv_positions(layer)
+
+    def tower_groups(self, block: int) -> list[tuple[Tensor, Tensor]]:
+        if self.towers is None:
+            raise no_tower_plugin()
+        return self.towers.ledger.groups(block)
 
     # ---------------------------------------------------------------- entering
 

@@ -16,6 +16,7 @@ from vlm_eff.tokens.methods.decoder.zipvl_attention import zipvl_attention
 from vlm_eff.tokens.methods.entry.divprune import divprune
 from vlm_eff.tokens.methods.entry.fastervlm import fastervlm
 from vlm_eff.tokens.methods.entry.visionzip import visionzip
+from vlm_eff.tokens.methods.tower.tome import tome
 from vlm_eff.tokens.methods.video.dycoke import dycoke
 from vlm_eff.tokens.methods.video.evs import evs
 from vlm_eff.tokens.methods.video.vcast import vcast
@@ -34,6 +35,7 @@ __all__ = [
     "pyramiddrop",
     "random_drop",
     "redundancy_drop",
+    "tome",
     "uniform_grid",
     "v2drop",
     "vcast",

@@ -1,0 +1,36 @@
+"""What a handle says of one run of a vision tower."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class TowerReport:
+    """One run of a vision tower with plugins inside it. What lies behind the tower sees all tokens again.
+
+    tower:     library and class
+    images:    images, or frames of a video; tokens: tokens of the bare tower in each, class token included
+    attended:  tokens that each block's attention computes, mean over the images; padding of shorter images included
+    processed: tokens that each block's MLP computes, the same way
+    left:      tokens of each image behind the last block, before every original token got its feature back
+    flops, flops_bare: FLOPs of the blocks (2 a multiply-add); embedding, projector and head are left out
+    """
+
+    tower: str
+    images: int
+    tokens: tuple[int, ...]
+    attended: tuple[float, ...]
+    processed: tuple[float, ...]
+    left: tuple[int, ...]
+    flops: float
+    flops_bare: float
+
+    def line(self) -> str:
+        """One row of the printed table."""
+        bare, left = sum(self.tokens) / len(self.tokens), sum(self.left) / len(self.left)
+        share = self.flops / self.flops_bare if self.flops_bare else 1.0
+        return (
+            f"  tower            {bare:.0f} tokens an image, {left:.0f} after the last block; "
+            f"FLOPs {self.flops_bare:.3g} bare, {self.flops:.3g} realised ({share:.0%}, blocks only)"
+        )

@@ -1,0 +1,81 @@
+"""Bipartite soft matching: which tokens are alike enough to become one (ToMe, arXiv:2210.09461, section 3)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+
+def bipartite_match(
+    metric: Tensor,
+    count: int | Tensor,
+    *,
+    protected: int = 0,
+    valid: Tensor | None = None,
+    segment: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Pair every second token with its most similar partner and merge the most similar pairs.
+
+    Tokens at even places may go into tokens at odd places; several may go into one.
+
+    metric:    [I, T, C] what is compared, by cosine
+    count:     pairs to merge in each image; a number when all images have T tokens, else [I]
+    protected: leading tokens (class, registers) that take no part and stay in front
+    valid:     [I, T] False where an image has fewer than T tokens; None when all are there
+    segment:   [I, T] ascending numbers; only tokens of one segment may pair (windows of a tower); None: one segment
+    Returns (index [I, K], valid [I, K], into [I, T]): the tokens that stay, in the order protected, unmerged even ones,
+    odd ones (inside each segment); which of these are real, None when all are; and the place in `index` that every
+    token goes into, 0 for padding.
+    Ties go to the lower place. Needs the T/2 x T/2 similarities of one image row at a time of the batch.
+    """
+    images, tokens = metric.shape[:2]
+    best, partner = _partners(metric, protected, valid, segment)
+    rank = _rank(best)
+    limit = count[:, None] if isinstance(count, Tensor) else count
+    goes = torch.zeros(images, tokens, dtype=torch.bool, device=metric.device)
+    goes[:, 0::2] = (rank < limit) & (best > -torch.inf)
+    real = torch.ones_like(goes) if valid is None else valid
+    place = torch.arange(tokens, device=metric.device)
+    kind = torch.where(place < protected, 0, 1 + place % 2)
+    key = (kind * tokens + place).expand(images, -1)
+    if segment is not None:
+        key = key + segment * (3 * tokens)
+    order = key.masked_fill(goes | ~real, torch.iinfo(torch.long).max).argsort(dim=1, stable=True)
+    stays = (real & ~goes).sum(1)
+    # rows without padding and segments merge `count` each: nothing has to be read back from the device
+    even = isinstance(count, int) and valid is None and segment is None
+    width = tokens - int(count) if even else int(stays.max())
+    index = order[:, :width]
+    slot = torch.zeros_like(order).scatter_(1, order, place.expand_as(order))
+    into = slot.clone()
+    into[:, 0::2] = torch.where(goes[:, 0::2], slot.gather(1, partner), slot[:, 0::2])
+    if even:
+        return index, None, into
+    return index, place[:width] < stays[:, None], into.masked_fill(~real, 0)
+
+
+def _partners(metric: Tensor, protected: int, valid: Tensor | None, segment: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Similarity [I, A] of each even token to its best odd partner (-inf: none), and the partner's place [I, A]."""
+    unit = normalize(metric.float(), dim=-1)
+    scores = unit[:, 0::2] @ unit[:, 1::2].transpose(1, 2)
+    place = torch.arange(metric.shape[1], device=metric.device)
+    barred = (place < protected).expand(metric.shape[:2])
+    if valid is not None:
+        barred = barred | ~valid
+    hidden = barred[:, 0::2, None] | barred[:, None, 1::2]
+    if segment is not None:
+        hidden = hidden | (segment[:, 0::2, None] != segment[:, None, 1::2])
+    scores = scores.masked_fill(hidden, -torch.inf)
+    if scores.shape[2] == 0:
+        nothing = scores.new_full(scores.shape[:2], -torch.inf)
+        return nothing, torch.zeros_like(nothing, dtype=torch.long)
+    found = scores.argmax(-1)
+    return scores.gather(2, found[:, :, None])[:, :, 0], found * 2 + 1
+
+
+def _rank(best: Tensor) -> Tensor:
+    """Place of each value in descending order, ties in order."""
+    order = (-best).argsort(dim=1, stable=True)
+    places = torch.arange(best.shape[1], device=best.device).expand_as(order)
+    return torch.empty_like(order).scatter_(1, order, places)

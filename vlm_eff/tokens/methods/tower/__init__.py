@@ -1,0 +1,1 @@
+"""Methods that act inside the vision tower."""
