@@ -22,7 +22,7 @@ print("12.0 ms on the host")
 ```
 <!-- example:end -->
 <!-- output:begin -->
-old
+a stale table
 <!-- output:end -->
 <!-- results:begin --><!-- results:end -->
 <!-- speed:begin --><!-- speed:end -->
@@ -57,7 +57,7 @@ def test_a_stale_readme_fails_until_it_is_rewritten(small_readme: Path) -> None:
     assert run("--write") == 0
     made = small_readme.read_text()
     assert "```\nhello\n```" in made
-    assert "old" not in made
+    assert "a stale table" not in made
     assert "| `fastv` | tokens |" in made
     assert "Not measured yet" in made
     assert made.startswith("# Title\n") and made.endswith("end\n")

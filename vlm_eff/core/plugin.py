@@ -152,7 +152,7 @@ class BindContext:
 
     def check_block(self, plugin: str, block: int) -> None:
         """Raise `CapabilityError` when the vision tower has no such block."""
-        if not 0 <= block < self.num_blocks:
+        if self.num_blocks is not None and not 0 <= block < self.num_blocks:
             raise CapabilityError(
                 explain(
                     f"{plugin} wants tower block {block}, this {self.family} tower has {self.num_blocks}",

@@ -38,7 +38,7 @@ from vlm_eff.models.rows import PromptRows
 from vlm_eff.models.slots import Slots
 from vlm_eff.models.token_map import TokenMap
 from vlm_eff.models.view import View
-from vlm_eff.models.vit.attach import no_tower_plugin, tower_runtime
+from vlm_eff.models.vit.attach import tower_runtime
 
 # one for all runtimes, because a context variable lives as long as the process; every call knows whose it is
 _ENTRY: ContextVar[Entry | None] = ContextVar("vlm_eff_entry", default=None)
@@ -76,8 +76,7 @@ class Runtime:
         seams.before(adapter.core, self._core_before, undo)
         seams.before(adapter.decoder, self._decoder_before, undo)
         seams.after(adapter.decoder, self._decoder_after, undo)
-        if self.towers is not None:
-            self.towers.install(lambda: self.active, undo)
+        self.towers.install(lambda: self.active, undo)
         hooked = [*self._at, *self._inside, *self.observer.layers, *self.observer.inputs]
         for index in range(min(hooked, default=adapter.num_layers), adapter.num_layers):
             layer = adapter.layers[index]
@@ -96,13 +95,12 @@ class Runtime:
 
     def stats(self) -> Stats:
         made = self.ledger.stats()
-        made.towers = self.towers.ledger.reports() if self.towers is not None else []
+        made.towers = self.towers.ledger.reports()
         return made
 
     def reset(self) -> None:
         self.ledger.reset()
-        if self.towers is not None:
-            self.towers.ledger.reset()
+        self.towers.ledger.reset()
 
     def survivors(self, layer: int) -> list[Tensor]:
         return self.ledger.survivors(layer)
@@ -117,8 +115,6 @@ class Runtime:
         return self.ledger.kv_positions(layer)
 
     def tower_groups(self, block: int) -> list[tuple[Tensor, Tensor]]:
-        if self.towers is None:
-            raise no_tower_plugin()
         return self.towers.ledger.groups(block)
 
     # ---------------------------------------------------------------- entering

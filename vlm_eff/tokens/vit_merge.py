@@ -95,10 +95,9 @@ class TowerMerger(Plugin):
         return frozenset({Resource.TOWER_TOKENS})
 
     def bind(self, context: BindContext) -> TowerMerger:
-        listed = self.schedule.listed
-        if listed is not None and len(listed) > context.num_blocks:
-            context.check_block(self.name, len(listed) - 1)
-        return replace(self, blocks=context.num_blocks)
+        if self.schedule.listed:
+            context.check_block(self.name, len(self.schedule.listed) - 1)
+        return replace(self, blocks=context.num_blocks or 0)
 
     def at(self, site: TowerSite, view: TowerView) -> TowerMerge | None:
         counts = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from vlm_eff.core.handle import Handle, Undo
 from vlm_eff.core.plugin import Plugin
 from vlm_eff.core.report import Stats, VisualTokens
 from vlm_eff.core.resources import Resource
+from vlm_eff.core.tower_report import TowerReport
 from vlm_eff.models.adapter import Adapter
 from vlm_eff.models.family import FAMILIES
 from vlm_eff.models.vit.hugging_face import describe
@@ -38,10 +40,10 @@ def lone_tower(model: Any) -> Tower | None:
     return tower
 
 
-def tower_runtime(adapter: Adapter, plugins: tuple[Plugin, ...]) -> TowerRuntime | None:
-    """The runtime of the tower inside a vision-language model, when a plugin acts there."""
+def tower_runtime(adapter: Adapter, plugins: tuple[Plugin, ...]) -> TowerRuntime | NoTower:
+    """The runtime of the tower inside a vision-language model; without a plugin that acts there it does nothing."""
     if not any(Resource.TOWER_TOKENS in plugin.writes for plugin in plugins):
-        return None
+        return NoTower()
     return TowerRuntime(describe(adapter.tower, tuple(adapter.blocks)), plugins)
 
 
@@ -85,11 +87,28 @@ class LoneTower:
         return self._towers.ledger.groups(block)
 
 
-def no_tower_plugin() -> StateError:
-    """The error of a handle that is asked for the tower and has no plugin there."""
-    return StateError(
-        explain("tower tokens of a handle without a plugin in the tower", "methods such as tome", "Attach one of them")
-    )
+class NoTower:
+    """Stands where a tower's runtime would, and is its own empty ledger."""
+
+    @property
+    def ledger(self) -> NoTower:
+        """Nothing is ever noted."""
+        return self
+
+    def install(self, active: Callable[[], bool], undo: Undo) -> None:
+        """No hooks."""
+
+    def reset(self) -> None:
+        """Nothing to forget."""
+
+    def reports(self) -> list[TowerReport]:
+        """None."""
+        return []
+
+    def groups(self, block: int) -> list[tuple[Tensor, Tensor]]:
+        """Refused: no plugin acts in the tower."""
+        accepted = "methods that act inside the vision tower, such as tome"
+        raise StateError(explain("tower tokens of a handle without a plugin there", accepted, "Attach one of them"))
 
 
 def _no_decoder() -> StateError:
