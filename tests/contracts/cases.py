@@ -2,7 +2,9 @@
 
 from vlm_eff.core.plugin import Plugin
 from vlm_eff.tokens import (
+    adaptive_pool,
     average_pool,
+    cdpruner,
     dart,
     divprune,
     dycoke,
@@ -23,6 +25,9 @@ from vlm_eff.tokens import (
 )
 
 METHOD_CASES: dict[str, tuple[Plugin, Plugin]] = {
+    # the tiny images are smaller than the default grid
+    "adaptive_pool": (adaptive_pool(rows=2, columns=2), adaptive_pool(rows=3, columns=2, frames=1, layer=1)),
+    "cdpruner": (cdpruner(), cdpruner(keep_ratio=0.4, layer=1, relevance_weight=None)),
     "divprune": (divprune(), divprune(keep_ratio=0.4, layer=1)),
     "fastv": (fastv(), fastv(layer=1, keep_ratio=0.3)),
     # layers 1, 2 and 4 of 6: two of them between DeepStack features and on sliding layers
@@ -50,6 +55,8 @@ EASY = {name: easy for name, (easy, _) in METHOD_CASES.items()}
 HARD = {name: hard for name, (_, hard) in METHOD_CASES.items()}
 
 KEEP_ALL: dict[str, Plugin] = {
+    "adaptive_pool": adaptive_pool(rows=99, columns=99, frames=99),
+    "cdpruner": cdpruner(keep_ratio=1.0),
     "divprune": divprune(keep_ratio=1.0),
     "fastv": fastv(keep_ratio=1.0),
     "pyramiddrop": pyramiddrop(keep_ratio=1.0),

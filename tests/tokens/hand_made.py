@@ -30,7 +30,7 @@ def hand_view(rows: Sequence[Sequence[int]], hidden: Tensor | None = None, depth
     spans = VisualSpans(slot, valid, image, image, unknown, unknown)
     if hidden is None:
         hidden = torch.randn(len(rows), width, depth, generator=torch.Generator().manual_seed(0))
-    words = torch.ones(len(rows), 2, hidden.shape[2])
+    words = hidden.new_ones(len(rows), 2, hidden.shape[2])
     whole = torch.cat([words, hidden, words], 1)
     fields = dict.fromkeys(View.__dataclass_fields__) | {
         "layer": 0,

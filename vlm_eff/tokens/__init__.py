@@ -13,6 +13,8 @@ from vlm_eff.tokens.methods.decoder.pyramiddrop import pyramiddrop
 from vlm_eff.tokens.methods.decoder.v2drop import v2drop
 from vlm_eff.tokens.methods.decoder.vtw import vtw, withdrawal_layer
 from vlm_eff.tokens.methods.decoder.zipvl_attention import zipvl_attention
+from vlm_eff.tokens.methods.entry.adaptive_pool import adaptive_pool
+from vlm_eff.tokens.methods.entry.cdpruner import cdpruner
 from vlm_eff.tokens.methods.entry.divprune import divprune
 from vlm_eff.tokens.methods.entry.fastervlm import fastervlm
 from vlm_eff.tokens.methods.entry.visionzip import visionzip
@@ -22,7 +24,9 @@ from vlm_eff.tokens.methods.video.evs import evs
 from vlm_eff.tokens.methods.video.vcast import vcast
 
 __all__ = [
+    "adaptive_pool",
     "average_pool",
+    "cdpruner",
     "dart",
     "divprune",
     "dycoke",

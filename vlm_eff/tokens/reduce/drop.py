@@ -17,8 +17,11 @@ from vlm_eff.models.view import View
 class Reduce(Protocol):
     """Turns the choice of a stage into an action."""
 
-    def __call__(self, view: View, keep: budget.Keep, chosen: Tensor | None) -> Action:
-        """Reduce the candidates of `view`; `chosen` [B, V] marks those that stay, None when the stage has no score."""
+    def __call__(self, view: View, keep: budget.Keep, chosen: Tensor | None) -> Action | None:
+        """Reduce the candidates of `view`; `chosen` [B, V] marks those that stay, None when the stage has no score.
+
+        Nothing (None) where there is nothing to change.
+        """
         ...
 
 
