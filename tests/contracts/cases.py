@@ -12,6 +12,7 @@ from vlm_eff.tokens import (
     fastervlm,
     fastv,
     feather,
+    hired,
     magnitude_drop,
     pyramiddrop,
     random_drop,
@@ -20,6 +21,7 @@ from vlm_eff.tokens import (
     v2drop,
     vcast,
     visionzip,
+    vispruner,
     vtw,
     zipvl_attention,
 )
@@ -49,6 +51,8 @@ METHOD_CASES: dict[str, tuple[Plugin, Plugin]] = {
 VIDEO_METHODS = frozenset({"dycoke", "evs", "vcast"})
 METHOD_CASES |= {
     "fastervlm": (fastervlm(), fastervlm(keep_count=4, block=1)),
+    "hired": (hired(), hired(keep_ratio=0.5, overview=0.3, allocation_block=1)),
+    "vispruner": (vispruner(), vispruner(keep_ratio=0.4, important=0.3, step=2)),
     "visionzip": (visionzip(), visionzip(keep_ratio=0.6, contextual=0.4, faithful=True)),
 }
 EASY = {name: easy for name, (easy, _) in METHOD_CASES.items()}
@@ -68,6 +72,8 @@ KEEP_ALL: dict[str, Plugin] = {
     "magnitude_drop": magnitude_drop(keep_ratio=1.0),
     "redundancy_drop": redundancy_drop(keep_ratio=1.0),
     "fastervlm": fastervlm(keep_ratio=1.0),
+    "hired": hired(keep_ratio=1.0),
+    "vispruner": vispruner(keep_ratio=1.0),
     "visionzip": visionzip(keep_ratio=1.0),
     "v2drop": v2drop(keep_ratio=1.0, schedule="paper"),
     "dycoke": dycoke(keep_ratio=1.0),

@@ -1,10 +1,13 @@
 """From n_eq to a method's own knob, and back by measuring."""
 
+import inspect
+
 import pytest
 
 from tests.contracts import kit
 from tests.contracts.cases import METHOD_CASES, NEVER_KEEP_ALL, VIDEO_METHODS
 from tests.tiny import tiny_inputs
+from vlm_eff import methods
 from vlm_eff.core.errors import ConfigError
 from vlm_eff.tokens import for_budget
 
@@ -50,7 +53,8 @@ def test_more_budget_never_asks_for_less(name: str) -> None:
 def test_what_was_asked_is_what_a_model_does(name: str, target: int) -> None:
     model, inputs = kit.model_of("llava"), tiny_inputs("llava")
     layers = {"feather": (1, 2), "pyramiddrop": (1, 2), "v2drop": (1, 2, 3)}
-    fixed = {"layers": layers[name]} if name in layers else {"layer": 1} if name not in BY_LAYER else {}
+    movable = name not in BY_LAYER and "layer" in inspect.signature(methods()[name].make).parameters
+    fixed = {"layers": layers[name]} if name in layers else {"layer": 1} if movable else {}
     fixed |= NARROW.get(name, {})
     made = for_budget(name, n_eq=target, visual_tokens=25, num_layers=kit.LAYERS, **fixed)
     last = kit.attached(model, inputs, made).handle.stats().last

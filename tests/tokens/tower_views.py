@@ -85,7 +85,7 @@ def look_at_clip(model: Any, inputs: TinyInputs) -> Clip:
         for name in seen
     ]
     with torch.no_grad():
-        out = tower(inputs["pixel_values"], output_attentions=True, output_hidden_states=True)
+        out = tower(inputs["pixel_values"].flatten(0, -4), output_attentions=True, output_hidden_states=True)
     for hook in hooks:
         hook.remove()
     rows = [matrix[:, :, 0, 1:] for matrix in out.attentions]

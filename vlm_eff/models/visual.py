@@ -20,6 +20,8 @@ class VisualSpans:
     y, x:  [B, V] row and column inside the group; -1 where the layout does not tell
     frame: [B, V] number of the frame in its video, counted from 0 (Qwen: a frame is two pictures); -1 for images.
            Left out: no videos
+    overview: [B, V] 1 for a tile that shows a whole image small, beside tiles that show its parts; else 0.
+           Left out: none
     """
 
     slot: Tensor
@@ -29,8 +31,11 @@ class VisualSpans:
     y: Tensor
     x: Tensor
     frame: Tensor = None  # type: ignore[assignment]
+    overview: Tensor = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
+        if self.overview is None:
+            object.__setattr__(self, "overview", torch.zeros_like(self.slot))
         if self.frame is None:
             object.__setattr__(self, "frame", torch.full_like(self.slot, -1))
 
@@ -85,6 +90,7 @@ class RowCells:
     y: np.ndarray
     x: np.ndarray
     frame: np.ndarray
+    overview: np.ndarray
 
 
 Layout = Callable[[SpanSource], list[RowCells]]
@@ -105,26 +111,29 @@ class CellWriter:
         self._image += 1
         self._video, self._frame = video, -1
 
-    def grid(self, slots: np.ndarray, width: int | None) -> None:
-        """Add one tile or frame in row-major order; `width` None says its grid is not known."""
+    def grid(self, slots: np.ndarray, width: int | None, *, overview: bool = False) -> None:
+        """Add one tile or frame in row-major order; `width` None says its grid is not known.
+
+        overview: it shows the whole image, of which other tiles show the parts
+        """
         order = np.arange(len(slots))
         unknown = np.full(len(slots), -1)
         y, x = (unknown, unknown) if width is None else (order // width, order % width)
-        self.cells(slots, y, x)
+        self.cells(slots, y, x, overview=overview)
 
-    def cells(self, slots: np.ndarray, y: np.ndarray, x: np.ndarray) -> None:
+    def cells(self, slots: np.ndarray, y: np.ndarray, x: np.ndarray, *, overview: bool = False) -> None:
         """Add one tile or frame whose rows and columns are given."""
         self._group += 1
         self._frame += 1
-        numbers = (self._image, self._group, self._frame if self._video else -1)
-        image, group, frame = (np.full(len(slots), number) for number in numbers)
-        self._parts.append((slots, image, group, y, x, frame))
+        numbers = (self._image, self._group, self._frame if self._video else -1, int(overview))
+        image, group, frame, whole = (np.full(len(slots), number) for number in numbers)
+        self._parts.append((slots, image, group, y, x, frame, whole))
 
     def done(self) -> RowCells:
         """All cells, ascending by slot."""
         if not self._parts:
             empty = np.zeros(0, dtype=np.int64)
-            return RowCells(empty, empty, empty, empty, empty, empty)
+            return RowCells(*[empty] * 7)
         joined = [np.concatenate(column).astype(np.int64) for column in zip(*self._parts, strict=True)]
         order = np.argsort(joined[0], kind="stable")
         return RowCells(*(column[order] for column in joined))
@@ -147,7 +156,7 @@ def make_spans(rows: list[RowCells], device: torch.device) -> VisualSpans:
     """Pad the rows to one width and move them to `device`."""
     width = max((len(row.slot) for row in rows), default=0)
     columns = {}
-    for name in ("slot", "image", "group", "y", "x", "frame"):
+    for name in ("slot", "image", "group", "y", "x", "frame", "overview"):
         table = np.zeros((len(rows), width), dtype=np.int64)
         for place, row in enumerate(rows):
             table[place, : len(row.slot)] = getattr(row, name)

@@ -17,7 +17,9 @@ from vlm_eff.tokens.methods.entry.adaptive_pool import adaptive_pool
 from vlm_eff.tokens.methods.entry.cdpruner import cdpruner
 from vlm_eff.tokens.methods.entry.divprune import divprune
 from vlm_eff.tokens.methods.entry.fastervlm import fastervlm
+from vlm_eff.tokens.methods.entry.hired import hired
 from vlm_eff.tokens.methods.entry.visionzip import visionzip
+from vlm_eff.tokens.methods.entry.vispruner import vispruner
 from vlm_eff.tokens.methods.tower.tome import tome
 from vlm_eff.tokens.methods.video.dycoke import dycoke
 from vlm_eff.tokens.methods.video.evs import evs
@@ -35,6 +37,7 @@ __all__ = [
     "fastv",
     "feather",
     "for_budget",
+    "hired",
     "magnitude_drop",
     "pyramiddrop",
     "random_drop",
@@ -44,6 +47,7 @@ __all__ = [
     "v2drop",
     "vcast",
     "visionzip",
+    "vispruner",
     "vtw",
     "withdrawal_layer",
     "zipvl_attention",

@@ -58,8 +58,8 @@ def _images(run: np.ndarray, newline: np.ndarray, base: int) -> Iterator[tuple[n
 
 def _image(writer: CellWriter, slots: np.ndarray, newline: np.ndarray, base: int) -> None:
     writer.next_image()
-    writer.grid(slots[:base], square_side(base))
     tiles, breaks = slots[base:], newline[base:]
+    writer.grid(slots[:base], square_side(base), overview=bool((~breaks).any()))
     if (~breaks).any():
         # the width of a joined row is the number of tokens before its newline
         writer.grid(tiles[~breaks], int(np.flatnonzero(breaks)[0]))

@@ -26,7 +26,9 @@ def squares(tile: int | None, *, an_image_is: Literal["run", "tile"]) -> Layout:
                 for start in range(0, len(run), size):
                     if start == 0 or an_image_is == "tile":
                         writer.next_image()
-                    writer.grid(run[start : start + size], square_side(size))
+                    # the thumbnail follows the tiles of its image
+                    last = an_image_is == "run" and 0 < start == len(run) - size
+                    writer.grid(run[start : start + size], square_side(size), overview=last)
             rows.append(writer.done())
         return rows
 
