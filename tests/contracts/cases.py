@@ -20,6 +20,7 @@ from vlm_eff.tokens import (
     uniform_grid,
     v2drop,
     vcast,
+    victor,
     visionzip,
     vispruner,
     vtw,
@@ -46,6 +47,8 @@ METHOD_CASES: dict[str, tuple[Plugin, Plugin]] = {
     "dycoke": (dycoke(), dycoke(keep_ratio=0.5)),
     "evs": (evs(), evs(keep_ratio=0.7)),
     "vcast": (vcast(), vcast(keep_ratio=0.6, temperature=0.1)),
+    # registers of no training: what they say is nonsense, and must be the same nonsense in every way of computing it
+    "victor": (victor(registers=4, untrained=True), victor(registers=3, layer=2, untrained=True, seed=3)),
 }
 # these act on video tokens alone: their contracts are checked on videos, and on images that nothing happens
 VIDEO_METHODS = frozenset({"dycoke", "evs", "vcast"})
@@ -80,8 +83,10 @@ KEEP_ALL: dict[str, Plugin] = {
     "evs": evs(keep_ratio=1.0),
     "vcast": vcast(keep_ratio=1.0),
 }
-# these drop every visual token by definition: no setting of theirs keeps all
-NEVER_KEEP_ALL = frozenset({"vtw"})
+# these have no setting under which nothing changes: vtw drops every visual token by definition, victor adds registers
+NEVER_KEEP_ALL = frozenset({"victor", "vtw"})
+# these add tokens: a layer stores and counts more than the survivors, as their own tests check
+ADD_TOKENS = frozenset({"victor"})
 
 # the method that touches most of the runtime: several stages, a score of its own, layers of every kind
 HARDEST = HARD["pyramiddrop"]

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests.contracts import kit
 from tests.oracle import decoder_layers
-from tests.tiny import row, tiny_inputs, visual_layout, visual_mask
+from tests.tiny import row, tiny_inputs, visual_mask
 from vlm_eff import attach
 from vlm_eff.core.plugin import Plugin
 
@@ -136,10 +136,7 @@ def only_image_tokens_go(family: str, plugin: Plugin, video: bool | str = False)
 
 def image_tokens(family: str, inputs: object) -> Tensor:
     """Bool [B, S]: placeholders that are no newline, from the true layout."""
-    mask = visual_mask(inputs).clone()  # type: ignore[arg-type]
-    for index, cells in enumerate(visual_layout(family, inputs)):  # type: ignore[arg-type]
-        mask[index, mask[index].clone()] = torch.tensor([not cell["newline"] for cell in cells], dtype=torch.bool)
-    return mask
+    return kit.candidates(inputs)  # type: ignore[arg-type]
 
 
 def cache_holds_what_is_left(family: str, plugin: Plugin, attn: str = "sdpa", steps: int = 4) -> None:

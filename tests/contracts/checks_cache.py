@@ -95,3 +95,12 @@ def cache_rows_follow(family: str, plugin: Plugin) -> None:
         for order, take in (([1, 0], "reorder_cache"), ([1], "batch_select_indices"), ([0, 0, 1, 1], "repeat")):
             kit.same(ask(order, take), want[order])
     kit.differs(want, ask([0, 1], "reorder_cache"))
+
+
+def guests_leave_the_window_whole(plugin: Plugin, steps: int = 14) -> None:
+    """Sliding layers keep their whole window beside registers, also where it reaches back into the image."""
+    model, inputs = kit.model_of("gemma3"), tiny_inputs("gemma3", (1, 2), text=(1, 2))
+    run = kit.attached_generate(model, inputs, plugin, steps=steps)
+    tokens, logits = kit.reference_generate(model, inputs, plugin, run.handle, steps)
+    kit.same(run.logits, logits)
+    assert torch.equal(run.tokens, tokens)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from tests.extended import with_registers
 from tests.oracle import Dropped, bypassed_tokens, decoder_layers, masked_generate, masked_logits
 from tests.tiny import TinyInputs, tiny_vlm, visual_layout, visual_mask
 from vlm_eff import attach
@@ -124,6 +125,9 @@ def reference_logits(model: PreTrainedModel, inputs: TinyInputs, plugin: Plugin,
 
     What other merges write is taken over from the attached run: the methods' own tests say what it has to be.
     """
+    if plugin.name == "victor":
+        with registers(model, inputs, plugin, handle):
+            return bare(model, inputs, use_cache=False)
     with pooled(model, inputs, plugin, handle), bypassed_tokens(model, bypassed(handle, inputs)):
         return masked_logits(model, inputs, dropped(handle, inputs))
 
@@ -138,8 +142,26 @@ def reference_generate(
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor]:
     """Masked generation with the survivors of `handle`; `repeats`: rows that beams or samples make of one prompt."""
+    if plugin.name == "victor":
+        with registers(model, inputs, plugin, handle, repeats):
+            return masked_generate(model, inputs, {}, steps, use_cache=False, **kwargs)
     with pooled(model, inputs, plugin, handle, repeats), bypassed_tokens(model, bypassed(handle, inputs)):
         return masked_generate(model, inputs, dropped(handle, inputs), steps, **kwargs)
+
+
+def registers(model: PreTrainedModel, inputs: TinyInputs, plugin: Any, handle: Handle, repeats: int = 1) -> Any:
+    """The oracle that puts the register vectors of `handle` behind everything else."""
+    learned = handle.weights["victor"].registers.detach()
+    rows = learned.expand(len(inputs["input_ids"]), -1, -1)
+    return with_registers(model, rows, candidates(inputs), plugin.layer, repeats)
+
+
+def candidates(inputs: TinyInputs) -> Tensor:
+    """Bool [B, S]: placeholders that are no newline, from the true layout."""
+    mask = visual_mask(inputs).clone()
+    for index, cells in enumerate(visual_layout(inputs.family, inputs)):
+        mask[index, mask[index].clone()] = torch.tensor([not cell["newline"] for cell in cells], dtype=torch.bool)
+    return mask
 
 
 def pooled(model: PreTrainedModel, inputs: TinyInputs, plugin: Plugin, handle: Handle, repeats: int = 1) -> Any:

@@ -72,6 +72,15 @@ SABOTEURS: dict[str, Saboteur] = {
     "earlier turns are no keys": Saboteur(
         f"{MODELS}.attend.map_mask", broken.hides_the_past,
         checks_bypass.earlier_turns_are_keys, ("llava", ZIPVL)),
+    "registers see those behind them": Saboteur(
+        f"{MODELS}.masks.hide_registers", lambda original: lambda mask, queries: mask,
+        checks.drop_equals_mask, ("llava", "sdpa", HARD["victor"])),
+    "registers take up what stood at full length": Saboteur(
+        f"{MODELS}.runtime.return_guests", lambda original: lambda survivors, full, before: survivors.gather(full),
+        checks.drop_equals_mask, ("qwen3_vl", "sdpa", HARD["victor"], (1,))),
+    "registers push tokens out of the window": Saboteur(
+        f"{LAYER}.make_room", always(None),
+        checks_cache.guests_leave_the_window_whole, (HARD["victor"],)),
     "the means are not written": Saboteur(
         f"{MODELS}.apply._write", lambda original: lambda action, hidden, survivors, spans: hidden,
         checks.drop_equals_mask, ("llava", "sdpa", HARD["average_pool"])),

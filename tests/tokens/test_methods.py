@@ -1,7 +1,7 @@
 """Methods as values: spec strings, dicts, reprs, what they ask for and where."""
 
 import json
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, fields
 
 import pytest
 
@@ -12,6 +12,7 @@ from vlm_eff.core.errors import ConfigError
 from vlm_eff.core.plugin import BindContext, Plugin
 from vlm_eff.core.resources import Resource
 from vlm_eff.tokens import average_pool, fastv, feather, pyramiddrop, random_drop, uniform_grid
+from vlm_eff.tokens.reducer import TokenReducer
 
 SPECS: dict[str, Plugin] = {
     "fastv:layer=3,keep_ratio=0.25": fastv(layer=3, keep_ratio=0.25),
@@ -51,6 +52,9 @@ def test_a_plugin_survives_json(case: Plugin) -> None:
 
 @pytest.mark.parametrize("case", BOTH)
 def test_a_repr_shows_every_part(case: Plugin) -> None:
+    if not isinstance(case, TokenReducer):
+        assert all(f"{field.name}=" in repr(case) for field in fields(case))
+        return
     for part in ("TokenReducer", "Stage(", "Keep(", "rounding=", "select=", "reduce=", "position_mode='kept'"):
         assert part in repr(case)
 

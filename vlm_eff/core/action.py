@@ -47,4 +47,36 @@ class Attend:
     valid: Tensor
 
 
-Action = Keep | Attend
+@dataclass(frozen=True)
+class Append:
+    """Put new tokens right behind the last visual candidate of each row.
+
+    Nothing before them sees them, each sees those before it, everything behind sees them. For Hugging Face they do not
+    exist: token i of R stands on the logical position of the row's (V - R + i)-th candidate, its carrier.
+
+    hidden: [B, R, D] the new tokens
+    valid:  [B] False for rows that get none
+    """
+
+    hidden: Tensor
+    valid: Tensor
+
+
+@dataclass(frozen=True)
+class TakeOver:
+    """Drop every candidate; appended tokens stay and own the places of their carriers from here on."""
+
+
+@dataclass(frozen=True)
+class Bias:
+    """Add to the attention logits of the candidates' keys from this layer on; nothing is dropped.
+
+    log_weight: [B, V] log of the share each candidate keeps, at most 0; gradients pass
+    penalty:    [] what this decision adds to a training loss, or None
+    """
+
+    log_weight: Tensor
+    penalty: Tensor | None = None
+
+
+Action = Keep | Attend | Append | TakeOver | Bias

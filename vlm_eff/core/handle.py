@@ -46,6 +46,8 @@ class Runtime(Protocol):
     """What the handle asks of the runtime in `models/`."""
 
     active: bool
+    weights: dict[str, Any]
+    penalties: list[Tensor]
 
     def stats(self) -> Stats: ...
     def reset(self) -> None: ...
@@ -133,6 +135,23 @@ class Handle:
         it was dropped; and [T] the original place of every token that is left.
         """
         return self._runtime.tower_groups(block)
+
+    @property
+    def weights(self) -> dict[str, Any]:
+        """Learned weights of the plugins, torch modules by plugin name; `weights["victor"].save(path)` writes them."""
+        return self._runtime.weights
+
+    def parameters(self) -> Iterator[Any]:
+        """The plugins' own parameters, for an optimiser; those of the model are not among them."""
+        for module in self._runtime.weights.values():
+            yield from module.parameters()
+
+    def penalty(self) -> Tensor | None:
+        """What the last forward call adds to a training loss [], with its gradient; None when nothing."""
+        total = None
+        for penalty in self._runtime.penalties:
+            total = penalty if total is None else total + penalty
+        return total
 
     def _require_attached(self, what: str) -> None:
         if not self._attached:

@@ -120,6 +120,8 @@ class BindContext:
     num_layers: int
     num_blocks: int | None = None
     class_token: bool = False
+    width: int = 0
+    training: bool = False
 
     def check_needs(self, plugin: str, needs: tuple[Observation, ...]) -> None:
         """Raise `CapabilityError` when the model cannot be observed as asked."""
@@ -217,6 +219,15 @@ class Plugin(ABC):
     @abstractmethod
     def at(self, site: Any, view: Any) -> Action | TowerAction | None:
         """Decide at a site; None changes nothing. A `Site` comes with a `View`, a `TowerSite` with a `TowerView`."""
+
+    @property
+    def trains(self) -> bool:
+        """Whether the plugin may be used, and can learn, while the model is in training mode."""
+        return False
+
+    def make_weights(self, context: BindContext) -> Any:
+        """The plugin's own weights for one model as a fresh torch module, or None when it has nothing to learn."""
+        return None
 
     def asked(self, visual_tokens: int, num_layers: int) -> list[float]:
         """Visual tokens this plugin asks for at each decoder layer, of `visual_tokens` at the start.

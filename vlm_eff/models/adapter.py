@@ -74,6 +74,16 @@ class Adapter:
         found = index % len(self.blocks)
         return max((block for block in whole if block <= found), default=found) if whole and index < 0 else found
 
+    @property
+    def ordered(self) -> bool:
+        """Whether a token sees only what comes before it; False where a prompt is attended in both directions."""
+        return bool(getattr(self.layers[0].self_attn, "is_causal", True))
+
+    @property
+    def width(self) -> int:
+        """Width of the decoder's hidden states."""
+        return int(self.decoder.config.hidden_size)
+
     def newline(self) -> Tensor | None:
         """The image-newline embedding [D] of families that have one."""
         return getattr(self.core, self.family.newline) if self.family.newline else None

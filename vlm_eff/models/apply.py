@@ -5,21 +5,28 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vlm_eff.core.action import Action, Merge
+from vlm_eff.core.action import Action, Append, Keep, Merge, TakeOver
 from vlm_eff.core.errors import CapabilityError, explain
 from vlm_eff.models.call import Call
+from vlm_eff.models.registers import append, take_over
 from vlm_eff.models.token_map import TokenMap
 from vlm_eff.models.visual import VisualSpans
 
 
 def apply_action(
-    action: Action, hidden: Tensor, survivors: TokenMap, spans: VisualSpans
+    action: Action, hidden: Tensor, survivors: TokenMap, spans: VisualSpans, ordered: bool = True
 ) -> tuple[Tensor, TokenMap, VisualSpans]:
-    """Drop or merge candidates.
+    """Drop or merge candidates, append tokens, or let appended tokens take the candidates' places.
 
     hidden: [B, N, D] in the layout of `survivors`; `action` speaks of columns of `spans`.
     Returns hidden states, map and candidates of what is kept. Everything that is no candidate stays.
     """
+    if isinstance(action, Append):
+        return *append(action, hidden, survivors, spans, ordered), spans
+    if isinstance(action, TakeOver):
+        owned, order, carriers = take_over(survivors, spans)
+        return hidden.gather(1, order[:, :, None].expand(-1, -1, hidden.shape[-1])), owned, carriers
+    assert isinstance(action, Keep)
     if isinstance(action, Merge):
         hidden = _write(action, hidden, survivors, spans)
     kept = spans.take(action.index, action.valid)
@@ -41,7 +48,8 @@ def check_labels(labels: Tensor | None, visual: Tensor, survivors: TokenMap) -> 
     """Raise when a supervised label follows a dropped token: the shifted loss would lose its predictor."""
     if labels is None or labels.shape != visual.shape:
         return
-    present = torch.zeros_like(visual).scatter_(1, survivors.index, survivors.valid)
+    target = torch.where(survivors.valid, survivors.index, survivors.length)
+    present = torch.nn.functional.pad(torch.zeros_like(visual), (0, 1)).scatter_(1, target, True)[:, :-1]
     dropped = visual & ~present
     if bool((dropped[:, :-1] & (labels[:, 1:].to(visual.device) != -100)).any()):
         raise CapabilityError(

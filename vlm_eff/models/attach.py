@@ -13,6 +13,7 @@ from vlm_eff.core.plugin import BindContext, Plugin
 from vlm_eff.core.resources import check_conflicts
 from vlm_eff.models import refusals
 from vlm_eff.models.adapter import adapter_for
+from vlm_eff.models.learned import make_learned
 from vlm_eff.models.runtime import Runtime
 from vlm_eff.models.vit.attach import LoneTower, lone_tower
 from vlm_eff.models.vit.kind import Tower
@@ -23,8 +24,8 @@ _ATTACHED: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Handle]] = weakref.W
 def attach(model: Any, *plugins: Plugin) -> Handle:
     """Put plugins on an unmodified model and return the handle that takes them off again.
 
-    model:   a transformers vision-language model in eval mode, a transformers pipeline, or a PEFT-wrapped model; or a
-             vision tower alone (timm, open_clip, transformers) for plugins that act inside it
+    model:   a transformers vision-language model, a transformers pipeline, or a PEFT-wrapped model; or a vision tower
+             alone (timm, open_clip, transformers) for plugins that act inside it. In eval mode, unless all can learn
     plugins: what to do, such as `fastv()`; each resource of the model has at most one writer
 
     Raises:
@@ -44,16 +45,24 @@ def attach(model: Any, *plugins: Plugin) -> Handle:
 def _attach_vlm(model: Any, plugins: tuple[Plugin, ...]) -> Handle:
     adapter = adapter_for(model)
     refusals.refuse_compiled(adapter.top)
-    refusals.refuse_training(adapter.top)
-    context = BindContext(adapter.name, adapter.num_layers, len(adapter.blocks), adapter.class_token)
+    refusals.refuse_training(adapter.top, plugins)
+    context = BindContext(
+        adapter.name,
+        adapter.num_layers,
+        len(adapter.blocks),
+        adapter.class_token,
+        adapter.width,
+        adapter.top.training,
+    )
     bound = tuple(plugin.bind(context) for plugin in plugins)
     check_conflicts(bound)
     refusals.refuse_plugins(adapter, bound)
-    return _install(Runtime(adapter, bound), bound, (adapter.core, adapter.tower))
+    device = next(adapter.decoder.parameters()).device
+    return _install(Runtime(adapter, bound, make_learned(bound, context, device)), bound, (adapter.core, adapter.tower))
 
 
 def _attach_tower(tower: Tower, plugins: tuple[Plugin, ...]) -> Handle:
-    refusals.refuse_training(tower.root)
+    refusals.refuse_training(tower.root, plugins)
     context = BindContext(tower.name, 0, tower.num_blocks, tower.prefix > 0)
     bound = tuple(plugin.bind(context) for plugin in plugins)
     check_conflicts(bound)

@@ -30,6 +30,14 @@ class LogicalLayer(_Base):
 
     slots: Slots
     ticket: Callable[[Slots], Slots] | None
+    # entries beyond the window that a sliding layer stores, one for each register that is a guest
+    extra: int = 0
+
+    def make_room(self, guests: int) -> None:
+        """Let a sliding layer store `guests` more entries, so that they push no token out of its window."""
+        if self.is_sliding:
+            self.extra += guests
+            self.sliding_window += guests
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         ticket, self.ticket = self.ticket, None
@@ -52,7 +60,7 @@ class LogicalLayer(_Base):
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         if not self.is_sliding:
             return self.slots.logical + query_length, 0
-        window = self.sliding_window - 1
+        window = self.sliding_window - self.extra - 1
         return min(self.slots.logical, window) + query_length, max(self.slots.logical - window, 0)
 
     def visible(self) -> Slots:
@@ -80,6 +88,7 @@ class LogicalLayer(_Base):
 
     def reset(self) -> None:
         super().reset()
+        self.make_room(-self.extra)
         self.slots = Slots.plain(self.slots.index.shape[0], 0, self.slots.index.device)
 
 
@@ -129,3 +138,14 @@ def make_logical(layer: Any, rows: int, device: torch.device) -> LogicalLayer:
     layer.slots = Slots.plain(rows, length, device).keep_last(stored)
     layer.ticket = None
     return layer  # type: ignore[no-any-return]
+
+
+def stored_layer(cache: Any, index: int) -> Any:
+    """The cache's layer `index`, or None where there is no cache or no such layer yet."""
+    return cache.layers[index] if cache is not None and index < len(cache.layers) else None
+
+
+def ensure_layer(cache: Any, index: int) -> None:
+    """Let a cache that makes its layers when they are needed make those up to `index`."""
+    while len(cache.layers) <= index and cache.layer_class_to_replicate is not None:
+        cache.layers.append(cache.layer_class_to_replicate())

@@ -59,6 +59,7 @@ class Call:
     survivors is None until something is dropped; `full` says that hidden states are at full length although something
     was dropped (between a DeepStack layer and the next). `sequence` notes (queries, cached keys) of each hooked layer,
     `attended` who takes part in its attention where that is fewer. `inside` makes the view of the layer that attends.
+    `aside` holds the hidden states of registers while the others are at full length, `log_weight` is added to logits.
     `deciding` adds up the seconds in which plugins scored and selected.
     """
 
@@ -84,6 +85,8 @@ class Call:
     attended: dict[int, TokenMap] = field(default_factory=dict)
     sequence: dict[int, tuple[int, int]] = field(default_factory=dict)
     tower: Arrived | None = None
+    aside: Tensor | None = None
+    log_weight: Tensor | None = None
     masks_built: int = 0
     deciding: float = 0.0
     started: float = field(default_factory=time.perf_counter)
@@ -103,6 +106,18 @@ class Call:
             return self.survivors
         return self.shared("identity", (), lambda: TokenMap.identity(self.rows, self.length, self.device))
 
+    def per_image(self) -> Tensor:
+        """Candidates of every image of each row at the start [B, G], 0 where a row has fewer images."""
+        assert self.original is not None
+        spans = self.original
+        made = spans.slot.new_zeros(self.rows, int(spans.image.max()) + 1)
+        return made.scatter_add_(1, spans.image, spans.valid.to(made.dtype))
+
+    def full_length(self, states: Tensor) -> Tensor:
+        """Hidden states of one layer at full length; within a call a length belongs to one map only."""
+        maps = {present.size: present for present in self.maps.values()}
+        return states if states.shape[1] == self.length else maps[states.shape[1]].scatter(states)
+
     def close(self) -> None:
         """Let go of keys, masks, tables and embeddings: what a report needs is small."""
         self.tapped.clear()
@@ -111,6 +126,7 @@ class Call:
         self.ropes.clear()
         self.tower = None
         self._memo.clear()
+        self.aside = self.log_weight = None
         self.entry.embeds = None
 
     def query_slot(self) -> Tensor:

@@ -40,7 +40,10 @@ class Ledger:
     def stage(self, call: Call, plugin: str, layer: int, before: Tensor) -> None:
         """Note one decision: `before` [B] candidates it chose from."""
         assert call.spans is not None and call.survivors is not None
-        call.stages.append(Stage(plugin, layer, before, call.spans.count, call.survivors.fillers))
+        registers, got = call.survivors.registers, call.spans.count
+        if registers is not None and registers.guests:
+            got = got + registers.mark.sum(1)
+        call.stages.append(Stage(plugin, layer, before, got, call.survivors.fillers))
 
     def begin(self) -> None:
         """Note that the decoder was entered, whatever becomes of it."""
@@ -82,7 +85,8 @@ class Ledger:
         survivors = call.maps.get(layer)
         if survivors is None:
             return list(torch.arange(call.length).expand(call.rows, -1))
-        return [row[ok].cpu() for row, ok in zip(survivors.index, survivors.valid, strict=True)]
+        # registers may stand behind text on slots before it
+        return [row[ok].sort().values.cpu() for row, ok in zip(survivors.index, survivors.owner, strict=True)]
 
     def attended(self, layer: int) -> list[Tensor]:
         """Original slots that took part in the attention of `layer`, one tensor [n] a row."""

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from vlm_eff.core.errors import CapabilityError, explain
+from vlm_eff.models.registers import hide_registers
 from vlm_eff.models.token_map import TokenMap, gather_slots
 
 
@@ -38,12 +39,11 @@ def map_mask(
     if mask.dim() == 2:
         return gather_slots(mask, columns, 1) * seen.to(mask.dtype)
     if queries is not None:
-        mask = gather_slots(mask, queries.index, 2)
+        mask = gather_slots(mask, queries.rows, 2)
     mask = gather_slots(mask, columns, 3)
     seen = seen[:, None, None, :]
-    if mask.dtype == torch.bool:
-        return mask & seen
-    return mask.masked_fill(~seen, torch.finfo(mask.dtype).min)
+    mask = mask & seen if mask.dtype == torch.bool else mask.masked_fill(~seen, torch.finfo(mask.dtype).min)
+    return mask if queries is None else hide_registers(mask, queries)
 
 
 def _explicit(keys: Tensor, valid: Tensor | None, queries: TokenMap | None, past: int, length: int) -> Tensor | None:
@@ -51,11 +51,12 @@ def _explicit(keys: Tensor, valid: Tensor | None, queries: TokenMap | None, past
     if valid is None and (past == 0 or length == 1):
         return None
     rows = past + (
-        queries.index if queries is not None else torch.arange(length, device=keys.device).expand(keys.shape[0], -1)
+        queries.rows if queries is not None else torch.arange(length, device=keys.device).expand(keys.shape[0], -1)
     )
     mask = keys[:, None, :] <= rows[:, :, None]
     if valid is not None:
         mask = mask & valid[:, None, :]
     # a filler row sees nothing: let it see itself, so that its softmax is defined; nobody reads the result
     blank = ~mask.any(-1, keepdim=True)
-    return (mask | (blank & (keys[:, None, :] == rows[:, :, None])))[:, None]
+    made = (mask | (blank & (keys[:, None, :] == rows[:, :, None])))[:, None]
+    return made if queries is None else hide_registers(made, queries)

@@ -40,11 +40,26 @@ def refuse_plugins(adapter: Adapter, plugins: Sequence[Plugin]) -> None:
             )
 
 
-def refuse_training(module: nn.Module) -> None:
-    """Raise `CapabilityError` in training mode: the first methods decide without gradients."""
-    if module.training:
+def refuse_training(module: nn.Module, plugins: Sequence[Plugin]) -> None:
+    """Raise `CapabilityError` in training mode, unless every plugin can learn there."""
+    if not module.training:
+        return
+    fixed = [plugin.name for plugin in plugins if not plugin.trains]
+    if fixed:
         raise CapabilityError(
-            explain("the model is in training mode", "a model in eval mode", "Call model.eval() first")
+            explain(
+                f"the model is in training mode, and {', '.join(fixed)} cannot be trained",
+                "a model in eval mode, or plugins that learn, such as victor()",
+                "Call model.eval() first",
+            )
+        )
+    if any(getattr(part, "gradient_checkpointing", False) for part in module.modules()):
+        raise CapabilityError(
+            explain(
+                "gradient checkpointing, which runs layers a second time without what was decided in the first",
+                "training with all activations kept",
+                "Call model.gradient_checkpointing_disable()",
+            )
         )
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vlm_eff.core.action import Action, Attend
+from vlm_eff.core.action import Action, Attend, Bias
 from vlm_eff.core.handle import Handle, Undo
 from vlm_eff.core.plugin import AttentionSite, Plugin, Site
 from vlm_eff.core.report import Stats, VisualTokens
@@ -28,14 +28,16 @@ from vlm_eff.models import refusals, seams
 from vlm_eff.models.adapter import Adapter
 from vlm_eff.models.apply import apply_action, check_labels, renumber
 from vlm_eff.models.attend import Among, among
-from vlm_eff.models.cache_layer import guard, is_logical, make_logical
+from vlm_eff.models.cache_layer import ensure_layer, guard, is_logical, make_logical, stored_layer
 from vlm_eff.models.call import Call, Entry, find_spans, has_placeholders
 from vlm_eff.models.layer_call import LayerCall
 from vlm_eff.models.ledger import Ledger
 from vlm_eff.models.masks import map_mask
 from vlm_eff.models.observer import Input, Observer
+from vlm_eff.models.registers import return_guests
 from vlm_eff.models.rows import PromptRows
 from vlm_eff.models.slots import Slots
+from vlm_eff.models.soft import add_log_weight, soften
 from vlm_eff.models.token_map import TokenMap
 from vlm_eff.models.view import View
 from vlm_eff.models.vit.attach import tower_runtime
@@ -48,9 +50,11 @@ _CALL: ContextVar[Call | None] = ContextVar("vlm_eff_call", default=None)
 class Runtime:
     """Carries out plugins on one model; state of a call is in a context variable, of a sequence in the cache."""
 
-    def __init__(self, adapter: Adapter, plugins: tuple[Plugin, ...]) -> None:
+    def __init__(self, adapter: Adapter, plugins: tuple[Plugin, ...], weights: dict[str, Any] | None = None) -> None:
         self.adapter = adapter
         self.plugins = plugins
+        self.weights = weights or {}
+        self.penalties: list[Tensor] = []
         self.active = True
         self.handle: Handle | None = None
         self.ledger = Ledger(adapter, plugins)
@@ -146,7 +150,7 @@ class Runtime:
         _ENTRY.set(None)
         if not self.active:
             return
-        refusals.refuse_training(module)
+        refusals.refuse_training(module, self.plugins)
         if args:
             kwargs = {**inspect.signature(module.forward).bind_partial(*args).arguments, **kwargs}
         entry.ids, entry.embeds = kwargs.get("input_ids"), kwargs.get("inputs_embeds")
@@ -166,6 +170,7 @@ class Runtime:
         if not self.active or embeds is None:
             return
         self.ledger.begin()
+        self.penalties.clear()
         cache = kwargs.get("past_key_values")
         refusals.refuse_cache(cache)
         rows, length = embeds.shape[:2]
@@ -192,10 +197,10 @@ class Runtime:
         if call is None:
             return None
         now = LayerCall(args, dict(kwargs))
-        layer_cache = _cache_layer(now.cache, index)
-        hidden, changed = now.hidden, call.survivors is not None
+        layer_cache = stored_layer(now.cache, index)
+        hidden, changed = now.hidden, call.survivors is not None or call.log_weight is not None
         if call.full and call.survivors is not None:
-            hidden, call.full = call.survivors.gather(hidden), False
+            hidden, call.full = return_guests(call.survivors, hidden, call.aside), False
         if call.spans is not None:
             if index in self.observer.inputs:
                 call.inputs[index] = (hidden, call.present())
@@ -223,7 +228,7 @@ class Runtime:
 
     def _ask(self, call: Call, index: int, plugin: Plugin, now: LayerCall, hidden: Tensor) -> Action | None:
         started = time.perf_counter()
-        action = plugin.at(Site(index), self._view(call, index, now, hidden))
+        action = plugin.at(Site(index), self._view(call, index, now, hidden, plugin))
         call.deciding += time.perf_counter() - started
         return action
 
@@ -231,7 +236,11 @@ class Runtime:
         assert call.spans is not None and call.original is not None
         before = call.present()
         counted = call.spans.count
-        hidden, call.survivors, call.spans = apply_action(action, hidden, before, call.spans)
+        if isinstance(action, Bias):
+            call.log_weight = add_log_weight(action, call.spans, call.log_weight, call.length)
+            self.penalties += [] if action.penalty is None else [action.penalty]
+            return hidden
+        hidden, call.survivors, call.spans = apply_action(action, hidden, before, call.spans, self.adapter.ordered)
         check_labels(call.entry.labels, call.original.mask(call.length), call.survivors)
         if plugin.positions == "reindexed":
             past = self._slots(call, now.cache, index).shift
@@ -263,6 +272,12 @@ class Runtime:
         made = call.shared("mask", (mask, keys), lambda: map_mask(mask, keys, valid, survivors, total, call.length))
         if mask is None and made is not None:
             call.masks_built += 1
+        if call.log_weight is not None:
+            weight, ordered = call.log_weight, self.adapter.ordered
+            keys = (mask, weight)
+            made = call.shared(
+                "soft", keys, lambda: soften(made, weight, hidden.dtype, ordered=ordered, past=call.past)
+            )
         now.kwargs["attention_mask"] = made
 
     def _rope(self, call: Call, index: int, now: LayerCall, hidden: Tensor, slots: Slots) -> Any:
@@ -286,7 +301,7 @@ class Runtime:
         """Tell the layer's cache which positions the next update brings."""
         if cache is None:
             return
-        _ensure_layer(cache, index)
+        ensure_layer(cache, index)
         layer = make_logical(cache.layers[index], call.rows, call.device)
         if layer.slots.stored == 0 and layer.slots.index.shape[0] != call.rows:
             layer.slots = Slots.plain(call.rows, 0, call.device)
@@ -294,6 +309,7 @@ class Runtime:
         if survivors is None:
             layer.ticket = lambda old: old.grow(call.length)
             return
+        layer.make_room(survivors.guests)
         last, kept = call.last_visual, survivors
         layer.ticket = lambda old: call.shared(
             "slots",
@@ -302,7 +318,7 @@ class Runtime:
         )
 
     def _slots(self, call: Call, cache: Any, index: int) -> Slots:
-        layer = _cache_layer(cache, index)
+        layer = stored_layer(cache, index)
         if layer is None:
             return call.shared("none", (), lambda: Slots.plain(call.rows, 0, call.device))
         if is_logical(layer):
@@ -316,10 +332,10 @@ class Runtime:
         call = self._call()
         if call is None or call.survivors is None or index >= call.restore_until:
             return None
-        call.full = True
+        call.full, call.aside = True, output if call.survivors.registers is not None else None
         return call.survivors.scatter(output)
 
-    def _view(self, call: Call, index: int, now: LayerCall, hidden: Tensor) -> View:
+    def _view(self, call: Call, index: int, now: LayerCall, hidden: Tensor, plugin: Plugin | None = None) -> View:
         assert call.spans is not None and call.original is not None
         return View(
             layer=index,
@@ -327,19 +343,21 @@ class Runtime:
             hidden=hidden,
             physical=call.present().physical(call.spans.slot),
             original=call.original.count,
-            image_original=lambda: call.shared("images", (), lambda: _per_image(call)),
+            image_original=lambda: call.shared("images", (), call.per_image),
             prompt_hash=lambda: call.shared("hash", (), call.prompt_hash),
             observed=self.observer.at(call, index, lambda: self._input(call, index, now, hidden)),
             survivors=call.present(),
             prompt=PromptRows(self.adapter, call),
             projects=index == 0 and self.adapter.projector is not None,
+            weights=self.weights.get(plugin.name) if plugin is not None else None,
+            training=self.adapter.core.training,
         )
 
     def _input(self, call: Call, index: int, now: LayerCall, hidden: Tensor) -> Input:
         side = LayerCall((hidden,), dict(now.kwargs))
-        if call.survivors is not None or is_logical(_cache_layer(now.cache, index)):
+        if call.survivors is not None or is_logical(stored_layer(now.cache, index)):
             self._translate(call, index, side, hidden)
-        cached, slots = _cache_layer(now.cache, index), self._slots(call, now.cache, index)
+        cached, slots = stored_layer(now.cache, index), self._slots(call, now.cache, index)
         past = cached.keys[:, :, -slots.stored :] if cached is not None and slots.stored else None
         return Input(hidden, side.rope, side.mask, past)
 
@@ -363,7 +381,7 @@ class Runtime:
             return (call.survivors.scatter(output[0]), *output[1:])
         output.last_hidden_state = call.survivors.scatter(output.last_hidden_state)
         if output.get("hidden_states") is not None:
-            output.hidden_states = tuple(_full_length(call, states) for states in output.hidden_states)
+            output.hidden_states = tuple(call.full_length(states) for states in output.hidden_states)
         return output
 
 
@@ -372,26 +390,3 @@ def _keys(call: Call, slots: Slots, survivors: TokenMap | None) -> tuple[Tensor,
     grown = slots.grow(call.length) if survivors is None else slots.append(survivors, call.length - 1, None)
     index, valid = grown.positions()
     return index, valid if grown.ragged else None
-
-
-def _per_image(call: Call) -> Tensor:
-    assert call.original is not None
-    spans = call.original
-    images = int(spans.image.max()) + 1
-    made = spans.slot.new_zeros(call.rows, images)
-    return made.scatter_add_(1, spans.image, spans.valid.to(made.dtype))
-
-
-def _full_length(call: Call, states: Tensor) -> Tensor:
-    """Hidden states of one layer at full length; within a call a length belongs to one map only."""
-    maps = {present.size: present for present in call.maps.values()}
-    return states if states.shape[1] == call.length else maps[states.shape[1]].scatter(states)
-
-
-def _cache_layer(cache: Any, index: int) -> Any:
-    return cache.layers[index] if cache is not None and index < len(cache.layers) else None
-
-
-def _ensure_layer(cache: Any, index: int) -> None:
-    while len(cache.layers) <= index and cache.layer_class_to_replicate is not None:
-        cache.layers.append(cache.layer_class_to_replicate())

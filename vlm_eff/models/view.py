@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
@@ -46,6 +46,7 @@ class View:
     survivors:      tokens that are present: the map from sequence to `hidden`
     prompt:         finds tokens by what they are; `text` and `probes` read it
     projects:       True before the first layer, in families whose projector turns each tower feature into one token
+    weights:        the plugin's own weights, a torch module, or None; training: the model is in training mode
     prompt_hash:    () -> a number for each row that depends on its prompt alone, equal for all beams of one prompt
     """
 
@@ -60,6 +61,8 @@ class View:
     survivors: TokenMap
     prompt: PromptRows
     projects: bool = False
+    weights: Any = None
+    training: bool = False
 
     def visual_hidden(self) -> Tensor:
         """Hidden states of the candidates [B, V, D]; columns beyond a row's own count hold other tokens."""

@@ -11,6 +11,7 @@ from vlm_eff.tokens.methods.decoder.fastv import fastv
 from vlm_eff.tokens.methods.decoder.feather import feather
 from vlm_eff.tokens.methods.decoder.pyramiddrop import pyramiddrop
 from vlm_eff.tokens.methods.decoder.v2drop import v2drop
+from vlm_eff.tokens.methods.decoder.victor import victor
 from vlm_eff.tokens.methods.decoder.vtw import vtw, withdrawal_layer
 from vlm_eff.tokens.methods.decoder.zipvl_attention import zipvl_attention
 from vlm_eff.tokens.methods.entry.adaptive_pool import adaptive_pool
@@ -46,6 +47,7 @@ __all__ = [
     "uniform_grid",
     "v2drop",
     "vcast",
+    "victor",
     "visionzip",
     "vispruner",
     "vtw",

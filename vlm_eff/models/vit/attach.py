@@ -53,6 +53,8 @@ class LoneTower:
     def __init__(self, tower: Tower, plugins: tuple[Plugin, ...]) -> None:
         self.active = True
         self.handle: Handle | None = None
+        self.weights: dict[str, Any] = {}
+        self.penalties: list[Tensor] = []
         self._name = tower.name
         self._plugins = plugins
         self._towers = TowerRuntime(tower, plugins)
