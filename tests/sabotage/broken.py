@@ -286,3 +286,12 @@ def hides_the_past(original: Any) -> Any:
         return torch.cat([made[..., :past] & False, made[..., past:]], -1)
 
     return map_mask
+
+
+def everything_is_a_video(original: Any) -> Any:
+    """Images get frame numbers too."""
+
+    def next_image(self: Any, *, video: bool = False) -> None:
+        original(self, video=True)
+
+    return next_image

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import DynamicLayer
 
-from tests.contracts import checks, checks_bypass, checks_cache, checks_life, checks_modes, checks_sets
+from tests.contracts import checks, checks_bypass, checks_cache, checks_life, checks_modes, checks_sets, checks_video
 from tests.contracts.cases import BYPASS_CASES, EASY, HARD, HARDEST, KEEP_ALL
 from tests.contracts.checks_life import Pipe
 from tests.sabotage import broken
@@ -236,6 +236,13 @@ SABOTEURS: dict[str, Saboteur] = {
     "wrappers are not opened": Saboteur(
         f"{MODELS}.adapter.unwrap", lambda original: lambda model: model,
         checks_modes.wrapped_equals_plain, ("llava", HARDEST, Pipe, lambda pipe: pipe.model, tiny_vlm("llava"))),
+    # ---- videos
+    "images lose tokens to a method for videos": Saboteur(
+        f"{TOKENS}.select_video._with_images", lambda original: lambda kept, spans: kept,
+        checks_video.images_are_left_alone, ("llava", HARD["evs"])),
+    "images beside a video are taken for its frames": Saboteur(
+        f"{MODELS}.visual.CellWriter.next_image", broken.everything_is_a_video,
+        checks_video.only_video_tokens_go, ("qwen2_5_vl", HARD["dycoke"])),
     # ---- caches
     "cropping into the image is not refused": Saboteur(
         f"{SLOTS}.crop", lambda original: lambda self, count: replace(self, stop=self.stop - count),

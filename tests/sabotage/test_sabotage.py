@@ -16,6 +16,7 @@ from tests.contracts import (
     checks_modes,
     checks_sets,
     checks_towers,
+    checks_video,
     kit,
 )
 from tests.sabotage.saboteurs import SABOTEURS as DECODER_SABOTEURS
@@ -74,7 +75,16 @@ def test_a_saboteur_is_caught(name: str, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_every_check_has_a_saboteur() -> None:
     known = {
         name
-        for module in (checks, checks_bypass, checks_cache, checks_life, checks_modes, checks_sets, checks_towers)
+        for module in (
+            checks,
+            checks_bypass,
+            checks_cache,
+            checks_life,
+            checks_modes,
+            checks_sets,
+            checks_towers,
+            checks_video,
+        )
         for name, made in vars(module).items()
         if inspect.isfunction(made) and made.__module__ == module.__name__ and not name.startswith("_")
     }
