@@ -242,7 +242,7 @@ SABOTEURS: dict[str, Saboteur] = {
         checks_video.images_are_left_alone, ("llava", HARD["evs"])),
     "images beside a video are taken for its frames": Saboteur(
         f"{MODELS}.visual.CellWriter.next_image", broken.everything_is_a_video,
-        checks_video.only_video_tokens_go, ("qwen2_5_vl", HARD["dycoke"])),
+        checks_video.only_video_tokens_go, ("qwen2_5_vl", HARD["vcast"])),
     # ---- caches
     "cropping into the image is not refused": Saboteur(
         f"{SLOTS}.crop", lambda original: lambda self, count: replace(self, stop=self.stop - count),
