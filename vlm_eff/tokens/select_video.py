@@ -95,15 +95,27 @@ class PerWindow:
 @part
 @dataclass(frozen=True)
 class PerFrame:
-    """The best tokens of each frame of each video, of those that are left."""
+    """The best tokens of each frame of each video, of those that are left.
+
+    context: part of each frame's budget that is not chosen here but merged, [0, 1], rounded down (FastVID)
+    """
+
+    context: float = 0.0
 
     def __call__(self, scores: Tensor, view: View, keep: Keep) -> Tensor:
         spans = view.spans
         current = _count(spans.group, spans.video, int(spans.group.max()) + 1)
-        return _with_images(top_k_per_group(scores, spans.group, keep.counts(current, current), spans.video), spans)
+        count = keep.counts(current, current)
+        count -= torch.tensor([[merged_count(total, self.context) for total in row] for row in count.tolist()]).to(count)
+        return _with_images(top_k_per_group(scores, spans.group, count, spans.video), spans)
 
     def expected(self, kept: float, current: float) -> float:
         return kept
+
+
+def merged_count(total: int, context: float) -> int:
+    """Tokens of a frame's budget `total` that are merged ones."""
+    return int(total * context + 1e-9)
 
 
 def _count(number: Tensor, wanted: Tensor, width: int) -> Tensor:

@@ -17,7 +17,7 @@ def dycoke(keep_ratio: float = 0.3, faithful: bool = False) -> TokenReducer:
     Score    1 - cosine to the same place: frames 1 and 2 of a window against its frame 0, frame 3 against 2  [B, V]
     Select   frame 0 whole; of each other frame the int(n * keep_ratio) least alike     Reduce  drop
     When     once, before the language model; images in the prompt are left alone
-    Paper    DyCoke, arXiv:2411.15024, section 3.2 (temporal token merging, k = 1 - `keep_ratio`); follows the code
+    Paper    DyCoke, arXiv:2411.15024 (temporal token merging, k = 1 - `keep_ratio`); follows the code
     Differs  the code hands kept tokens on unsorted, which breaks causality: here in order. It leaves frame 2 of the
              last window whole and loses the last of an odd number of frames; `faithful` does so too, otherwise a short
              last window is treated as any other. The paper's second part, which chooses again at every decoding step

@@ -18,7 +18,7 @@ def vcast(keep_ratio: float | None = None, keep_count: int | None = None, temper
     Select   top-k of each frame; a video's budget is shared by softmax(curvature / temperature), where curvature is
              1 - cosine of the steps of the frames' mean vectors into and out of a frame; each frame keeps a token
     Reduce   drop     When  once, before the language model; images in the prompt are left alone
-    Paper    V-CAST, arXiv:2603.27650, section 3; follows the released code, floors and largest remainders
+    Paper    V-CAST, arXiv:2603.27650; follows the released code, floors and largest remainders
     Differs  the code serves Qwen3-VL and one prompt; here batches, several videos and every family with video inputs.
              Budgets above a frame's size go to the other frames. DeepStack features stay with their tokens.
     Cost     means, norms and cosines of the tokens      Saves  prefill FLOPs and KV cache of all layers; realised
