@@ -11,9 +11,11 @@ from vlm_eff.tokens import (
     evs,
     fastervlm,
     fastv,
+    fastvid,
     feather,
     hired,
     magnitude_drop,
+    prunevid,
     pyramiddrop,
     random_drop,
     redundancy_drop,
@@ -46,12 +48,14 @@ METHOD_CASES: dict[str, tuple[Plugin, Plugin]] = {
     "vtw": (vtw(), vtw(layer=1)),
     "dycoke": (dycoke(), dycoke(keep_ratio=0.5)),
     "evs": (evs(), evs(keep_ratio=0.7)),
+    "fastvid": (fastvid(), fastvid(keep_ratio=0.5, segments=2, threshold=-1.0, context=0.5, every=2)),
+    "prunevid": (prunevid(), prunevid(keep_ratio=0.7, layer=2, merge_ratio=0.6, static=0.0, least=2)),
     "vcast": (vcast(), vcast(keep_ratio=0.6, temperature=0.1)),
     # registers of no training: what they say is nonsense, and must be the same nonsense in every way of computing it
     "victor": (victor(registers=4, untrained=True), victor(registers=3, layer=2, untrained=True, seed=3)),
 }
 # these act on video tokens alone: their contracts are checked on videos, and on images that nothing happens
-VIDEO_METHODS = frozenset({"dycoke", "evs", "vcast"})
+VIDEO_METHODS = frozenset({"dycoke", "evs", "fastvid", "prunevid", "vcast"})
 METHOD_CASES |= {
     "fastervlm": (fastervlm(), fastervlm(keep_count=4, block=1)),
     "hired": (hired(), hired(keep_ratio=0.5, overview=0.3, allocation_block=1)),
@@ -81,6 +85,8 @@ KEEP_ALL: dict[str, Plugin] = {
     "v2drop": v2drop(keep_ratio=1.0, schedule="paper"),
     "dycoke": dycoke(keep_ratio=1.0),
     "evs": evs(keep_ratio=1.0),
+    "fastvid": fastvid(keep_ratio=1.0),
+    "prunevid": prunevid(keep_ratio=1.0, merge_ratio=1.0),
     "vcast": vcast(keep_ratio=1.0),
 }
 # these have no setting under which nothing changes: vtw drops every visual token by definition, victor adds registers

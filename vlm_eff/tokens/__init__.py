@@ -24,6 +24,8 @@ from vlm_eff.tokens.methods.entry.vispruner import vispruner
 from vlm_eff.tokens.methods.tower.tome import tome
 from vlm_eff.tokens.methods.video.dycoke import dycoke
 from vlm_eff.tokens.methods.video.evs import evs
+from vlm_eff.tokens.methods.video.fastvid import fastvid
+from vlm_eff.tokens.methods.video.prunevid import prunevid
 from vlm_eff.tokens.methods.video.vcast import vcast
 
 __all__ = [
@@ -36,10 +38,12 @@ __all__ = [
     "evs",
     "fastervlm",
     "fastv",
+    "fastvid",
     "feather",
     "for_budget",
     "hired",
     "magnitude_drop",
+    "prunevid",
     "pyramiddrop",
     "random_drop",
     "redundancy_drop",

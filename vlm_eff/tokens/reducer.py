@@ -25,7 +25,7 @@ class TokenReducer(Plugin):
     """Reduces visual tokens at the inputs of decoder layers during prefill.
 
     stages:         in ascending order of layers
-    reduce:         what becomes of the tokens
+    reduce:         what becomes of the tokens, unless a stage says otherwise
     position_mode:  "kept": survivors keep their rotary positions. "reindexed": they are numbered without gaps, and so
                     are all later tokens (one-axis rotary families only)
     """
@@ -56,7 +56,7 @@ class TokenReducer(Plugin):
     def needs(self) -> tuple[Observation, ...]:
         # a stage that keeps everything or nothing observes nothing
         scored = [s for s in self.stages if s.score is not None and not s.keep.everything and not s.keep.nothing]
-        wanted = (part_needs(part, _layer(s)) for s in scored for part in (s.score, s.select, self.reduce))
+        wanted = (part_needs(part, _layer(s)) for s in scored for part in (s.score, s.select, s.reduce or self.reduce))
         return tuple(dict.fromkeys(need for part in wanted for need in part))
 
     @property
@@ -84,13 +84,14 @@ class TokenReducer(Plugin):
         if stage.keep.everything or not view.spans.slot.shape[1]:
             # nothing may go, or an earlier stage left no row a candidate
             return None
+        reduce = stage.reduce or self.reduce
         if stage.keep.nothing:
-            return self.reduce(view, stage.keep, torch.zeros_like(view.spans.valid))
+            return reduce(view, stage.keep, torch.zeros_like(view.spans.valid))
         if stage.score is None:
-            return self.reduce(view, stage.keep, None)
+            return reduce(view, stage.keep, None)
         chosen = stage.select(stage.score(view), view, stage.keep)
         # every candidate stays: leave the sequence untouched, bit for bit
-        return None if bool((chosen | ~view.spans.valid).all()) else self.reduce(view, stage.keep, chosen)
+        return None if bool((chosen | ~view.spans.valid).all()) else reduce(view, stage.keep, chosen)
 
     def asked(self, visual_tokens: int, num_layers: int) -> list[float]:
         counts, now = [], float(visual_tokens)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from vlm_eff.core.config import part
 from vlm_eff.core.errors import ConfigError, explain
 from vlm_eff.importance.keep import Keep
+from vlm_eff.tokens.reduce.drop import Reduce
 from vlm_eff.tokens.scores import Score
 from vlm_eff.tokens.select import Select, TopK
 
@@ -18,7 +19,8 @@ class Stage:
     """One reduction at the input of a decoder layer.
 
     layer: 0-based; 0 is "before the language model". Or depth: a fraction of the decoder, resolved when attached.
-    score, select: how tokens are chosen; score None means that the reduction looks at places alone (pooling)
+    score, select: how tokens are chosen; score None means that the reduction looks for itself (pooling)
+    reduce: what becomes of the tokens, where this stage differs from the method's others
     """
 
     keep: Keep
@@ -26,6 +28,7 @@ class Stage:
     depth: float | None = None
     score: Score | None = None
     select: Select = field(default_factory=TopK)
+    reduce: Reduce | None = None
 
     def __post_init__(self) -> None:
         if (self.layer is None) == (self.depth is None):

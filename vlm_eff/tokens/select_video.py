@@ -106,7 +106,9 @@ class PerFrame:
         spans = view.spans
         current = _count(spans.group, spans.video, int(spans.group.max()) + 1)
         count = keep.counts(current, current)
-        count -= torch.tensor([[merged_count(total, self.context) for total in row] for row in count.tolist()]).to(count)
+        count -= torch.tensor([[merged_count(total, self.context) for total in row] for row in count.tolist()]).to(
+            count
+        )
         return _with_images(top_k_per_group(scores, spans.group, count, spans.video), spans)
 
     def expected(self, kept: float, current: float) -> float:
