@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from tests.oracle import decoder_layers
 from tests.tiny import TinyInputs, tiny_vlm, visual_layout, visual_mask
+from vlm_eff import attach
 from vlm_eff.core.action import Action
 from vlm_eff.core.plugin import Plugin, Site
 from vlm_eff.models.view import View
@@ -23,7 +25,7 @@ class _Rows:
         self._tower = tower
 
     def tower(self, wanted: Any) -> Any:
-        return self._tower
+        return self._tower if self._tower is None else self._tower[:, :, None]
 
 
 def film_view(*videos: Tensor, width: int = 2, tower: Tensor | None = None) -> View:
@@ -45,13 +47,13 @@ def film_view(*videos: Tensor, width: int = 2, tower: Tensor | None = None) -> V
 
 
 def act(plugin: Plugin, view: View) -> Action | None:
-    """What the plugin answers at its first site."""
-    return plugin.at(plugin.sites[0], view)
+    """What the plugin answers before the language model."""
+    return plugin.at(Site(0), view)
 
 
 def kept(plugin: Plugin, view: View) -> list[int]:
     """Candidates of the only row that stay; all of them when the plugin changes nothing."""
-    action = plugin.at(Site(0), view)
+    action = act(plugin, view)
     columns = range(view.spans.slot.shape[1]) if action is None else action.index[0][action.valid[0]].tolist()
     return list(columns)
 
@@ -88,3 +90,30 @@ def cos(a: np.ndarray, b: np.ndarray) -> float:
 def best(scores: list[float], count: int) -> list[int]:
     """Places of the `count` largest, ascending; ties go to the lower place."""
     return sorted(sorted(range(len(scores)), key=lambda place: (-scores[place], place))[:count])
+
+
+def first_layer(inputs: TinyInputs, plugin: Plugin) -> list[dict[int, np.ndarray]]:
+    """What the first decoder layer is handed while the plugin is on: of each row, position to state, float64."""
+    model, seen = tiny_vlm(inputs.family), []
+    with torch.no_grad(), attach(model, plugin) as handle:
+        # hooks run in the order of their registration: this one comes after the runtime's
+        hook = decoder_layers(model)[0].register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+        model(**inputs)
+        hook.remove()
+    rows = []
+    for states, left in zip(seen[0].double().numpy(), handle.survivors(0), strict=True):
+        # fillers stand in front
+        rows.append(dict(zip(left.tolist(), states[len(states) - len(left) :], strict=True)))
+    return rows
+
+
+def peaks(x: list[np.ndarray], neighbours: int) -> list[float]:
+    """Density-peak scores: density of the nearest tokens, itself among them, times the distance to a denser one."""
+    width = len(x[0])
+    apart = [[float(((a - b) ** 2).sum()) / width for b in x] for a in x]
+    density = [math.exp(-sum(sorted(line)[:neighbours]) / min(neighbours, len(x))) for line in apart]
+    scores = []
+    for i, line in enumerate(apart):
+        denser = [line[j] for j in range(len(x)) if (density[j], -j) > (density[i], -i)]
+        scores.append(density[i] * math.sqrt(min(denser) if denser else max(line)))
+    return scores

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vlm_eff.core.registry import method
-from vlm_eff.importance.keep import Keep
+from vlm_eff.importance.keep import Keep, check_ratio
 from vlm_eff.tokens.reduce.drop import Drop
 from vlm_eff.tokens.reduce.scenes import SceneMerge
 from vlm_eff.tokens.reducer import TokenReducer
@@ -50,6 +50,7 @@ def prunevid(
         ConfigError: a ratio, cosine or fraction out of its range, or a layer that is none.
         CapabilityError: at attach, for a layer the decoder does not have or one without a layer before it.
     """
+    check_ratio("merge_ratio", merge_ratio)
     merge = Stage(Keep(ratio=merge_ratio, of="current"), layer=0, reduce=SceneMerge(scenes, static, least))
     keep = Keep(ratio=keep_ratio, of="current")
     depth = 10 / 32 if layer is None else None
