@@ -34,7 +34,10 @@ SHARES = (1 / 2, 1 / 4, 1 / 9)
 # methods whose count follows from the picture: the argument that moves it, and between which values
 KNOBS: dict[str, Knob] = {}
 # why a training-free method has no row
+_VIDEO = "acts on videos; a picture passes untouched"
 EXEMPT: dict[str, str] = {
+    **dict.fromkeys(("dycoke", "evs", "fastvid", "prunevid", "vcast"), _VIDEO),
+    "zipvl_attention": "every token stays; only attention is computed among fewer",
     "adaptive_pool": "pools to a grid that is given, not to a budget; average_pool is the same pooling at a budget",
 }
 _CALIBRATION_SCENES = 12
