@@ -21,6 +21,20 @@ def important(mass: Tensor, looks: Tensor, keep_mass: float, valid: Tensor) -> T
     return top_k(mass / looks.clamp(min=1), mass_count(mass, keep_mass, valid), valid)
 
 
+def raters(image: Tensor, words: Tensor, image_valid: Tensor, words_valid: Tensor) -> Tensor:
+    """Mask [B, T] of the words that the image bears on most (SparseVLM, arXiv:2410.04417); none may be.
+
+    image: [B, V, D], words: [B, T, D] states before the first layer; *_valid: which of them exist
+    Every image token shares itself out over the words, by the softmax of their products; a word is a rater when what it
+    gets is above the words' mean (by more than rounding can move it).
+    """
+    like = image.float() @ words.float().transpose(1, 2)
+    share = like.masked_fill(~words_valid[:, None], float("-inf")).softmax(-1).nan_to_num(0.0)
+    got = share.masked_fill(~image_valid[:, :, None], 0.0).sum(1)
+    mean = got.sum(1, keepdim=True) / words_valid.sum(1, keepdim=True).clamp(min=1)
+    return (got > mean * (1 + 1e-5)) & words_valid
+
+
 def row_scores(logits: Tensor, columns: Tensor, valid: Tensor, *, over: Literal["all", "visual"]) -> Tensor:
     """Attention of one query to the candidates, mean over heads [B, V]; 0 for candidates that do not exist.
 

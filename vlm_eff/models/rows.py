@@ -74,6 +74,15 @@ class PromptRows:
         slot = self._call.query_slot()[:, None]
         return Rows(slot, torch.ones_like(slot, dtype=torch.bool))
 
+    def candidates_at(self, layer: int) -> Rows:
+        """The visual tokens that were there when `layer` began; an observed `LayerInput(layer)`."""
+        call = self._call
+        assert call.original is not None
+        then = call.inputs[layer][1]
+        there = torch.zeros(call.rows, call.length + 1, dtype=torch.bool, device=call.device)
+        there.scatter_(1, torch.where(then.valid, then.index, call.length), True)
+        return Rows(call.original.slot, call.original.valid & there.gather(1, call.original.slot))
+
     def everything(self) -> Rows:
         """Every token of the prompt that is still present; no padding, nothing unverified."""
         present = self._call.present()

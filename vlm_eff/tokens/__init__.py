@@ -10,6 +10,7 @@ from vlm_eff.tokens.methods.decoder.dart import dart
 from vlm_eff.tokens.methods.decoder.fastv import fastv
 from vlm_eff.tokens.methods.decoder.feather import feather
 from vlm_eff.tokens.methods.decoder.pyramiddrop import pyramiddrop
+from vlm_eff.tokens.methods.decoder.sparsevlm import sparsevlm
 from vlm_eff.tokens.methods.decoder.v2drop import v2drop
 from vlm_eff.tokens.methods.decoder.victor import victor
 from vlm_eff.tokens.methods.decoder.vtw import vtw, withdrawal_layer
@@ -47,6 +48,7 @@ __all__ = [
     "pyramiddrop",
     "random_drop",
     "redundancy_drop",
+    "sparsevlm",
     "tome",
     "uniform_grid",
     "v2drop",

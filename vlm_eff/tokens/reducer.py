@@ -15,8 +15,8 @@ from vlm_eff.core.plugin import BindContext, Observation, Plugin, Site
 from vlm_eff.core.resources import Resource
 from vlm_eff.importance.keep import check_choice
 from vlm_eff.models.view import View
-from vlm_eff.tokens.reduce.drop import Drop, Reduce
-from vlm_eff.tokens.schedule import Stage
+from vlm_eff.tokens.reduce.drop import Drop, RankedReduce, Reduce
+from vlm_eff.tokens.schedule import Stage, resolve
 
 
 @part
@@ -64,9 +64,10 @@ class TokenReducer(Plugin):
         return frozenset(Resource.DECODER_TOKENS if site.layer else Resource.ENTRY_TOKENS for site in self.sites)
 
     def bind(self, context: BindContext) -> TokenReducer:
-        bound = replace(self, stages=tuple(stage.resolved(context.num_layers) for stage in self.stages))
+        bound = replace(self, stages=resolve(self.stages, context.num_layers))
         layers = [site.layer for site in bound.sites]
-        if layers != sorted(set(layers)):
+        moved = any(stage.depth is not None for stage in self.stages) and layers[-1] >= context.num_layers
+        if moved or layers != sorted(set(layers)):
             raise ConfigError(
                 explain(
                     f"{self.name} with stages at layers {layers} of {context.num_layers}",
@@ -89,16 +90,23 @@ class TokenReducer(Plugin):
             return reduce(view, stage.keep, torch.zeros_like(view.spans.valid))
         if stage.score is None:
             return reduce(view, stage.keep, None)
-        chosen = stage.select(stage.score(view), view, stage.keep)
-        # every candidate stays: leave the sequence untouched, bit for bit
-        return None if bool((chosen | ~view.spans.valid).all()) else reduce(view, stage.keep, chosen)
+        scores = stage.score(view)
+        chosen = stage.select(scores, view, stage.keep)
+        if bool((chosen | ~view.spans.valid).all()):
+            # every candidate stays: leave the sequence untouched, bit for bit
+            return None
+        if isinstance(reduce, RankedReduce):
+            return reduce.ranked(view, chosen, scores)
+        return reduce(view, stage.keep, chosen)
 
     def asked(self, visual_tokens: int, num_layers: int) -> list[float]:
         counts, now = [], float(visual_tokens)
-        at = {_layer(stage.resolved(num_layers)): stage for stage in self.stages}
+        at = {_layer(stage): stage for stage in resolve(self.stages, num_layers)}
         for layer in range(num_layers):
             if layer in at and visual_tokens and not at[layer].keep.everything:
-                now = _wanted(at[layer], visual_tokens, now)
+                before, now = now, _wanted(at[layer], visual_tokens, now)
+                reduce = at[layer].reduce or self.reduce
+                now += reduce.added(before - now) if isinstance(reduce, RankedReduce) else 0.0
             counts.append(now)
         return counts
 

@@ -53,6 +53,18 @@ class Stage:
         return replace(self, layer=max(1, round(self.depth * num_layers)), depth=None)
 
 
+def resolve(stages: Sequence[Stage], num_layers: int) -> tuple[Stage, ...]:
+    """The stages with layers of a decoder; where depths of a shallow one fall together, the later one moves on."""
+    made: list[Stage] = []
+    for stage in stages:
+        found = stage.resolved(num_layers)
+        before = made[-1].layer if made else None
+        if stage.depth is not None and before is not None and found.layer is not None and found.layer <= before:
+            found = replace(found, layer=before + 1)
+        made.append(found)
+    return tuple(made)
+
+
 def check_layers(layers: Sequence[int] | None, count: int | None = None) -> None:
     """Raise `ConfigError` unless `layers` is None or an ascending sequence of layers (of `count` of them)."""
     if layers is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -22,6 +22,19 @@ class Reduce(Protocol):
 
         Nothing (None) where there is nothing to change.
         """
+        ...
+
+
+@runtime_checkable
+class RankedReduce(Reduce, Protocol):
+    """A reduction that looks at the scores of those that go, and lets some of them stay in another form."""
+
+    def ranked(self, view: View, chosen: Tensor, scores: Tensor) -> Action:
+        """Reduce the candidates; `chosen` [B, V] stay as they are, `scores` [B, V] rank the others."""
+        ...
+
+    def added(self, dropped: float) -> float:
+        """Tokens that come back when `dropped` go."""
         ...
 
 
