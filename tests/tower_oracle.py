@@ -1,17 +1,21 @@
-"""The full-length oracle of tower plugins: nothing becomes shorter, and no attention gets a bias.
+"""The full-length oracles of tower plugins, in which nothing becomes shorter.
 
 Merging tokens must equal writing their mean into all of them and letting every copy attend and be attended to: a token
-that stands for three is three equal tokens. Only what became of which token is taken from the handle.
+that stands for three is three equal tokens. Dropping tokens must equal hiding their keys from everybody else and
+letting them keep the state they had. Only what became of which token is taken from the handle.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 Groups = list[tuple[Tensor, Tensor]]
 """of each image: (number of the token that each original one is part of, original place of every token left)"""
@@ -81,3 +85,87 @@ def merged(blocks: nn.ModuleList, groups: list[Groups]) -> Iterator[None]:
             for hook in hooks:
                 stack.callback(hook.remove)
         yield
+
+
+ATTENTION = ("self_attn", "attention", "attn")
+NAME = "tower_oracle"
+
+
+@contextmanager
+def dropped(blocks: nn.ModuleList, groups: list[Groups], when: dict[int, str]) -> Iterator[None]:
+    """While open, tokens that `groups[block]` says were dropped are hidden, and keep their state.
+
+    when: "before" or "inside" for each block that drops.
+    """
+    state: dict[str, Any] = {}
+    attention = [next(getattr(block, name) for name in ATTENTION if hasattr(block, name)) for block in blocks]
+    config = attention[0].config
+    eager = sys.modules[type(attention[0]).__module__].eager_attention_forward
+    nobody = [torch.zeros(len(slot), dtype=torch.bool) for slot, _ in groups[0]]
+    gone = [nobody, *[[slot < 0 for slot, _ in after] for after in groups]]
+
+    def attend(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any) -> Any:
+        block = next(index for index, one in enumerate(attention) if one is module)
+        hidden = gone[block + 1] if when.get(block) == "before" else gone[block]
+        start, count = state["cursor"], key.shape[2]
+        state["cursor"] = start + count
+        rows = len(key) == len(hidden) and count == len(hidden[0])
+        keys = (
+            torch.stack(hidden)[:, None, None] if rows else torch.cat(hidden)[None, None, None, start : start + count]
+        )
+        bias = torch.zeros(keys.shape).masked_fill(keys, torch.finfo(torch.float32).min)
+        # a dropped token sees itself, so that no row is empty
+        eye = torch.eye(count, dtype=torch.bool)
+        bias = bias.expand(-1, -1, count, -1).masked_fill(eye, 0.0)
+        if attention_mask is not None:
+            hides = attention_mask.dtype == torch.bool
+            bias = bias + ((~attention_mask).float() * -1e30 if hides else attention_mask)
+        return eager(module, query, key, value, bias, **kwargs)
+
+    before = config._attn_implementation_internal
+    AttentionInterface.register(NAME, attend)
+    base = before if before in ALL_MASK_ATTENTION_FUNCTIONS._global_mapping else "eager"
+    AttentionMaskInterface.register(NAME, ALL_MASK_ATTENTION_FUNCTIONS[base])
+    config._attn_implementation_internal = NAME
+    with ExitStack() as stack:
+        for index, block in enumerate(blocks):
+            for hook in _freeze(block, gone[index], gone[index + 1], when.get(index, "before"), groups[0], state):
+                stack.callback(hook.remove)
+        try:
+            yield
+        finally:
+            config._attn_implementation_internal = before
+            AttentionInterface._global_mapping.pop(NAME)
+            AttentionMaskInterface._global_mapping.pop(NAME)
+
+
+def _freeze(
+    block: Any, earlier: list[Tensor], now: list[Tensor], when: str, groups: Groups, state: dict[str, Any]
+) -> list[Any]:
+    """Hooks that give dropped tokens of a block the state they had."""
+    images = Images(groups)
+    norm = next(getattr(block, name) for name in NORMS if hasattr(block, name))
+    kept: dict[str, Tensor] = {}
+
+    def enter(module: Any, args: Any, kwargs: Any) -> None:
+        state["cursor"] = 0
+        kept["input"] = args[0] if args else kwargs["hidden_states"]
+
+    def note(module: Any, args: Any) -> None:
+        kept["inside"] = args[0]
+
+    def leave(module: Any, args: Any, output: Tensor) -> Tensor:
+        parts = zip(
+            images.split(output), images.split(kept["input"]), images.split(kept["inside"]), earlier, now, strict=True
+        )
+        made = []
+        for after, before, inside, old, new in parts:
+            last = inside if when == "inside" else before
+            made.append(torch.where(old[:, None], before, torch.where(new[:, None], last, after)))
+        return images.join(made, output)
+
+    return [
+        block.register_forward_pre_hook(enter, with_kwargs=True),
+        norm.register_forward_pre_hook(note),
+        block.register_forward_hook(leave, prepend=True),
+    ]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+from unittest import mock
+
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -9,7 +12,7 @@ from tests.contracts.cases import EASY, HARD
 from tests.contracts.checks_life import leaves_nothing
 from tests.contracts.kit import attached, bare, differs, forward, model_of, real, same
 from tests.tiny import row, tiny_inputs
-from tests.tower_oracle import merged
+from tests.tower_oracle import dropped, merged
 from vlm_eff import attach
 from vlm_eff.core.plugin import Plugin
 from vlm_eff.models.adapter import adapter_for
@@ -35,6 +38,20 @@ def full_length_oracle(family: str, attn: str, plugin: Plugin) -> None:
         want = bare(model, inputs)
     keep = real(inputs)
     same(run.logits[keep], want[keep])
+    differs(run.logits[keep], bare(model, inputs)[keep])
+
+
+def drop_equals_hiding(family: str, attn: str, plugin: Plugin) -> None:
+    """Dropping equals hiding the same tokens from everybody at full length; they keep their last state."""
+    model, inputs = model_of(family, attn), tiny_inputs(family, ROWS)
+    adapter = adapter_for(model)
+    run = attached(model, inputs, plugin)
+    bound = run.handle.plugins[0]
+    groups = [run.handle.tower_groups(block) for block in range(len(adapter.blocks))]
+    with dropped(adapter.blocks, groups, {site.block: site.when for site in bound.sites}):
+        want = bare(model, inputs)
+    keep = real(inputs)
+    same(run.logits[keep], want[keep], 1e-4)
     differs(run.logits[keep], bare(model, inputs)[keep])
 
 
@@ -84,14 +101,21 @@ def flops_are_measured(family: str, plugin: Plugin) -> None:
             forward(model, inputs)
         return int(counter.get_total_flops())
 
-    full = counted()
-    with attach(model, plugin) as handle:
-        used = counted()
+    own = []
+
+    def choosing(self: Any, site: Any, view: Any) -> Any:
+        with FlopCounterMode(display=False) as counter:
+            made = chooses(self, site, view)
+        own.append(int(counter.get_total_flops()))
+        return made
+
+    full, chooses = counted(), type(plugin).at
+    with mock.patch.object(type(plugin), "at", choosing), attach(model, plugin) as handle:
+        used = counted() - sum(own)
     report = handle.stats().towers[-1]
-    # the plugin's own products (matching, scores) are counted too, and are small
     saved, said = full - used, report.flops_bare - report.flops
-    assert said > 0
-    assert 0.9 * said <= saved <= 1.001 * said, (saved, said)
+    assert own and said > 0
+    assert abs(saved - said) <= 1e-6 * full, (saved, said)
 
 
 def composes(family: str, plugin: Plugin) -> None:

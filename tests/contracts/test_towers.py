@@ -5,9 +5,12 @@ import pytest
 from tests.contracts import checks_towers as checks
 from tests.contracts.tower_cases import TOWER_CASES, TOWER_HARD, TOWER_NOTHING
 from tests.tiny import FAMILIES
+from vlm_eff.core.plugin import Plugin
+from vlm_eff.tokens import evit
 
 METHODS = tuple(TOWER_CASES)
 MERGES = ("tome",)
+DROPS = ("zero_tprune", "evit")
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -23,6 +26,13 @@ def test_nothing_is_bit_identical(family: str, attn: str, name: str) -> None:
 def test_merging_equals_copies_of_the_mean(family: str, attn: str, name: str) -> None:
     for plugin in TOWER_CASES[name]:
         checks.full_length_oracle(family, attn, plugin)
+
+
+@pytest.mark.parametrize("plugin", [TOWER_HARD["zero_tprune"], evit(0.45, blocks=(0, 2), fuse=False)], ids=DROPS)
+@pytest.mark.parametrize("attn", ["sdpa", "eager"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_dropping_equals_hiding(family: str, attn: str, plugin: Plugin) -> None:
+    checks.drop_equals_hiding(family, attn, plugin)
 
 
 @pytest.mark.parametrize("name", METHODS)

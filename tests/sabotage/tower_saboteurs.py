@@ -94,6 +94,12 @@ TOWER_SABOTEURS: dict[str, Saboteur] = {
         checks.full_length_oracle,
         ("qwen3_vl", "sdpa", TOME),
     ),
+    "dropped tokens come back empty": Saboteur(
+        f"{STATE}.Tokens.restore",
+        lambda original: lambda self, hidden: original(replace(self, parked=None), hidden),
+        checks.drop_equals_hiding,
+        ("llava", "sdpa", TOWER_HARD["zero_tprune"]),
+    ),
     "images of a batch compete": Saboteur(
         "vlm_eff.importance.bipartite._rank", batch_wide, checks.tower_batch_equals_rows, ("llava", TOME)
     ),

@@ -22,7 +22,9 @@ from vlm_eff.tokens.methods.entry.fastervlm import fastervlm
 from vlm_eff.tokens.methods.entry.hired import hired
 from vlm_eff.tokens.methods.entry.visionzip import visionzip
 from vlm_eff.tokens.methods.entry.vispruner import vispruner
+from vlm_eff.tokens.methods.tower.evit import evit
 from vlm_eff.tokens.methods.tower.tome import tome
+from vlm_eff.tokens.methods.tower.zero_tprune import zero_tprune
 from vlm_eff.tokens.methods.video.dycoke import dycoke
 from vlm_eff.tokens.methods.video.evs import evs
 from vlm_eff.tokens.methods.video.fastvid import fastvid
@@ -36,6 +38,7 @@ __all__ = [
     "dart",
     "divprune",
     "dycoke",
+    "evit",
     "evs",
     "fastervlm",
     "fastv",
@@ -58,5 +61,6 @@ __all__ = [
     "vispruner",
     "vtw",
     "withdrawal_layer",
+    "zero_tprune",
     "zipvl_attention",
 ]
