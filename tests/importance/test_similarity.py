@@ -32,6 +32,15 @@ def test_pairs_are_the_cosines() -> None:
     torch.testing.assert_close(pairwise(x, valid), by_hand(x, valid))
 
 
+@pytest.mark.parametrize("stripe", [1, 4, 9])
+def test_stripes_make_the_same_table(stripe: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(similarity, "_STRIPE", stripe)
+    x, valid = batch()
+    made = pairwise(x, valid)
+    torch.testing.assert_close(made, by_hand(x, valid))
+    assert torch.equal(made, made.transpose(1, 2))
+
+
 def test_what_does_not_exist_has_no_influence() -> None:
     x, valid = batch()
     other = torch.where(valid[:, :, None], x, torch.full_like(x, 1e9))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -12,6 +12,9 @@ from vlm_eff.importance.select import ranks, top_k
 
 # one block of pairs holds at most this many numbers (64 MiB of float32)
 _BLOCK = 1 << 24
+
+Pairs = Callable[[], Iterator[tuple[int, Tensor]]]
+"""blocks of lines: (first line, squared distances [B, C, V]), not to be written to"""
 
 
 def dpc_knn(x: Tensor, clusters: Tensor | int, k: int, valid: Tensor) -> tuple[Tensor, Tensor]:
@@ -45,10 +48,11 @@ def dpc_scores(x: Tensor, k: int, valid: Tensor) -> Tensor:
     Density is exp(-mean squared distance to the `k` nearest tokens, the token itself among them), distances divided by
     the square root of D. The densest token gets its largest distance to any token instead.
     """
-    density = _density(x, k, valid)
+    pairs = _pairs(_centred(x, valid))
+    density = _density(pairs, k, valid)
     rank = ranks(density, valid)
     parent = torch.zeros_like(density)
-    for start, distance in _squared(_centred(x, valid)):
+    for start, distance in pairs():
         stop = start + distance.shape[1]
         denser = (rank[:, None, :] < rank[:, start:stop, None]) & valid[:, None]
         nearest = distance.masked_fill(~denser, torch.inf).amin(-1)
@@ -57,14 +61,14 @@ def dpc_scores(x: Tensor, k: int, valid: Tensor) -> Tensor:
     return torch.where(valid, parent * density, 0.0)
 
 
-def _density(x: Tensor, k: int, valid: Tensor) -> Tensor:
+def _density(pairs: Pairs, k: int, valid: Tensor) -> Tensor:
     count = valid.sum(1)
-    near = min(k, x.shape[1])
-    made = torch.zeros(x.shape[:2], device=x.device)
+    near = min(k, valid.shape[1])
+    made = torch.zeros(valid.shape, device=valid.device)
     # a row with fewer tokens than neighbours averages over those it has
-    taken = torch.arange(near, device=x.device) < count.clamp(max=near)[:, None]
-    for start, distance in _squared(_centred(x, valid)):
-        found = distance.masked_fill_(~valid[:, None], torch.inf).topk(near, dim=-1, largest=False).values
+    taken = torch.arange(near, device=valid.device) < count.clamp(max=near)[:, None]
+    for start, distance in pairs():
+        found = distance.masked_fill(~valid[:, None], torch.inf).topk(near, dim=-1, largest=False).values
         total = found.masked_fill(~taken[:, None], 0.0).sum(-1)
         made[:, start : start + distance.shape[1]] = (-total / taken.sum(1).clamp(min=1)[:, None]).exp()
     return made
@@ -75,6 +79,14 @@ def _centred(x: Tensor, valid: Tensor) -> Tensor:
     x = x.float().masked_fill(~valid[:, :, None], 0.0)
     mean = x.sum(1, keepdim=True) / valid.sum(1).clamp(min=1)[:, None, None]
     return (x - mean).masked_fill(~valid[:, :, None], 0.0) / math.sqrt(x.shape[2])
+
+
+def _pairs(points: Tensor) -> Pairs:
+    """Blocks of squared distances, to be read more than once: kept where they fit into one, else worked out again."""
+    if points.shape[0] * points.shape[1] ** 2 > _BLOCK:
+        return lambda: _squared(points)
+    kept = list(_squared(points))
+    return lambda: iter(kept)
 
 
 def _squared(x: Tensor, other: Tensor | None = None) -> Iterator[tuple[int, Tensor]]:

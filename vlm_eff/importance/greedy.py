@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vlm_eff.importance.similarity import Lines, blocks, lines
+from vlm_eff.importance import similarity
+from vlm_eff.importance.similarity import Lines, blocks, lines, pairwise, table_lines
 
 # a residual this small next to the token's own weight is rounding: the token adds nothing to the chosen ones
 _ROUNDING = 1e-5
@@ -20,14 +21,18 @@ def max_min(x: Tensor, count: Tensor, valid: Tensor) -> Tensor:
 
     The first is the token whose nearest neighbour is farthest away; each next one is farthest from its nearest chosen
     one (the greedy of DivPrune, arXiv:2503.02175, equation 4; within a factor 2 of the best smallest distance).
-    valid: [B, V] which tokens exist. Cost: V * V * D for the first, V for each other one.
+    valid: [B, V] which tokens exist. Cost: V * V * D / 2 multiply-adds for the first, V for each other one.
     """
     steps = _steps(count, valid)
     if steps == 0:
         return torch.zeros_like(valid)
-    line = lines(x, valid)
+    if x.shape[1] <= similarity.TABLE:
+        table = pairwise(x, valid)
+        line, near = table_lines(table), _nearest(table, valid)
+    else:
+        line, near = lines(x, valid), nearest_distance(x, valid)
     far = torch.where(valid, torch.inf, -torch.inf)
-    made = [nearest_distance(x, valid).masked_fill(~valid, -torch.inf).argmax(1)]
+    made = [near.masked_fill(~valid, -torch.inf).argmax(1)]
     for _ in range(steps - 1):
         far = torch.minimum(far, 1 - line(made[-1])).scatter_(1, made[-1][:, None], -torch.inf)
         made.append(far.argmax(1))
@@ -36,14 +41,17 @@ def max_min(x: Tensor, count: Tensor, valid: Tensor) -> Tensor:
 
 def nearest_distance(x: Tensor, valid: Tensor) -> Tensor:
     """Distance (1 - cosine) of each token to its nearest other one [B, V]; infinite for a token that is alone."""
-    width = x.shape[1]
     made = x.new_empty(x.shape[:2], dtype=torch.float32)
-    places = torch.arange(width, device=x.device)
     for start, part in blocks(x, valid):
-        stop = start + part.shape[1]
-        oneself = places[start:stop, None] == places
-        made[:, start:stop] = 1 - part.masked_fill_(oneself | ~valid[:, None], -torch.inf).amax(-1)
+        made[:, start : start + part.shape[1]] = _nearest(part, valid, start)
     return made
+
+
+def _nearest(part: Tensor, valid: Tensor, start: int = 0) -> Tensor:
+    """The same from lines [B, C, V] of a table, of which `start` is the first; their own places are overwritten."""
+    # a token is no neighbour of itself, and when it is chosen it leaves the race anyhow
+    part.diagonal(offset=start, dim1=1, dim2=2).fill_(-torch.inf)
+    return 1 - part.masked_fill(~valid[:, None], -torch.inf).amax(-1)
 
 
 def dpp(x: Tensor, quality: Tensor, count: Tensor, valid: Tensor) -> Tensor:

@@ -12,6 +12,9 @@ _BLOCK = 1 << 24
 # up to this many tokens all pairs of a row are worked out once; beyond, a line is worked out whenever it is asked for
 TABLE = 4096
 
+# rows of a stripe of a symmetric table: small enough to skip nearly half of it, large enough to multiply fast
+_STRIPE = 256
+
 Lines = Callable[[Tensor], Tensor]
 """columns [B] -> similarity of each row's column to all columns of that row [B, V]"""
 
@@ -30,13 +33,25 @@ def pairwise(x: Tensor, valid: Tensor, other: Tensor | None = None) -> Tensor:
     """Cosine similarity of all pairs [B, V, W] float32, in [-1, 1]; lines of tokens that do not exist are 0.
 
     x: [B, V, D]; valid: [B, V] which of them exist; other: [B, W, D], default `x` itself (then W = V)
-    The result is the only large tensor. Use `blocks` where a part of it at a time is enough.
+    The result is the only large tensor. Among themselves, every pair is worked out once and is the same both ways.
+    Use `blocks` where a part of it at a time is enough.
     """
-    made = x.new_empty(x.shape[0], x.shape[1], (x if other is None else other).shape[1], dtype=torch.float32)
+    if other is None:
+        return _symmetric(normalised(x) * valid[:, :, None])
+    made = x.new_empty(x.shape[0], x.shape[1], other.shape[1], dtype=torch.float32)
     for start, part in blocks(x, valid, other):
         made[:, start : start + part.shape[1]] = part
-    if other is None:
-        made.masked_fill_(~valid[:, None, :], 0.0)
+    return made
+
+
+def _symmetric(unit: Tensor) -> Tensor:
+    """All products of the vectors of each row [B, V, V], in stripes from the diagonal on."""
+    width = unit.shape[1]
+    made = unit.new_empty(unit.shape[0], width, width)
+    for start in range(0, width, _STRIPE):
+        part = (unit[:, start : start + _STRIPE] @ unit[:, start:].transpose(1, 2)).clamp_(-1, 1)
+        made[:, start : start + _STRIPE, start:] = part
+        made[:, start:, start : start + _STRIPE] = part.transpose(1, 2)
     return made
 
 
@@ -59,9 +74,14 @@ def lines(x: Tensor, valid: Tensor) -> Lines:
     Rows of up to 4,096 tokens are worked out once (V * V * 4 bytes each); longer ones a line at a time, so that memory
     grows with V alone.
     """
-    rows = torch.arange(x.shape[0], device=x.device)
     if x.shape[1] <= TABLE:
-        table = pairwise(x, valid)
-        return lambda column: table[rows, column]
+        return table_lines(pairwise(x, valid))
+    rows = torch.arange(x.shape[0], device=x.device)
     unit = normalised(x) * valid[:, :, None]
     return lambda column: (unit @ unit[rows, column][:, :, None])[:, :, 0].clamp(-1, 1)
+
+
+def table_lines(table: Tensor) -> Lines:
+    """`lines` of a table [B, V, V] that is there already."""
+    rows = torch.arange(table.shape[0], device=table.device)
+    return lambda column: table[rows, column]
