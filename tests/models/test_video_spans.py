@@ -124,3 +124,15 @@ def test_a_video_counts_its_frames_anew() -> None:
         writer.grid(np.arange(start, start + 2), 2)
         writer.grid(np.arange(start + 2, start + 4), 2)
     assert writer.done().frame.tolist() == [0, 0, 1, 1, -1, -1, -1, -1, 0, 0, 1, 1]
+
+
+def test_families_with_videos_are_those_that_methods_for_videos_name() -> None:
+    from tests.contracts.cases import VIDEO_METHODS
+    from vlm_eff import methods
+    from vlm_eff.models.family import video_families
+
+    assert set(video_families()) == set(VIDEO_FAMILIES)
+    served = {name for name, method in methods().items() if method.families == video_families()}
+    assert served == VIDEO_METHODS
+    assert methods()["evs"].serves("qwen3_vl") and not methods()["evs"].serves("llava")
+    assert methods()["fastv"].serves("llava")

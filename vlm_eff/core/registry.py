@@ -59,6 +59,10 @@ class Method:
     training_free: bool = True
     families: tuple[str, ...] = ()
 
+    def serves(self, family: str) -> bool:
+        """True when the method does something on this model family; it may be attached to any."""
+        return not self.families or family in self.families
+
     @property
     def summary(self) -> str:
         """First sentence of the method's docstring."""

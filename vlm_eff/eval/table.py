@@ -41,6 +41,8 @@ EXEMPT: dict[str, str] = {
     "adaptive_pool": "pools to a grid that is given, not to a budget; average_pool is the same pooling at a budget",
 }
 _CALIBRATION_SCENES = 12
+# of the bundled model: methods for videos have nothing to do on it
+FAMILY = "llava"
 
 Row = dict[str, Any]
 
@@ -48,7 +50,9 @@ Row = dict[str, Any]
 def table_methods() -> tuple[str, ...]:
     """Training-free methods that change how many visual tokens the decoder sees."""
     # a method of the tower gives every token back before the decoder
-    known = [method for method in map(METHODS.get, METHODS) if "vision tower" not in method.acts]
+    known = [
+        method for method in map(METHODS.get, METHODS) if "vision tower" not in method.acts and method.serves(FAMILY)
+    ]
     return tuple(m.name for m in known if m.room == "tokens" and m.training_free and m.name not in EXEMPT)
 
 

@@ -42,6 +42,7 @@ class Family:
     make_layout:     from the model's config to the function that finds its visual tokens
     multi_axis_rope: positions have time, height and width; re-indexing them would lose the grid
     newline:         attribute of the core model that holds the image-newline vector, or None
+    video:           prompts may hold video tokens, told apart from those of images
     restores:        the decoder adds features at original places after early layers (DeepStack)
     frames_apart:    text parts the frames of a video, so only the tower's grid tells which frames belong together
     class_token:     the tower's first token may be no patch (some models of the family carry a tower without)
@@ -56,6 +57,7 @@ class Family:
     tower_map: TowerMap
     multi_axis_rope: bool = False
     newline: str | None = None
+    video: bool = False
     restores: bool = False
     frames_apart: bool = False
     class_token: bool = False
@@ -64,6 +66,11 @@ class Family:
 
 
 FAMILIES: Registry[Family] = Registry("model family")
+
+
+def video_families() -> tuple[str, ...]:
+    """Families whose prompts may hold video tokens; elsewhere frames come as images."""
+    return tuple(name for name in FAMILIES if FAMILIES.get(name).video)
 
 
 def add_family(family: Family) -> None:

@@ -81,6 +81,7 @@ for _model_type in ("llava_next", "llava_onevision"):
             _make_layout,
             anyres,
             newline="image_newline",
+            video=_model_type == "llava_onevision",
             class_token=_model_type == "llava_next",
             projector="multi_modal_projector",
         )

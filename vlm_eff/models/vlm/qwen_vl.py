@@ -111,6 +111,6 @@ def _frames(config: Any) -> Any:
     return partial(_layout, merge=config.vision_config.spatial_merge_size)
 
 
-add_family(Family("qwen2_vl", lambda config: _layout, _merged, multi_axis_rope=True))
-add_family(Family("qwen2_5_vl", lambda config: _layout, _windowed, multi_axis_rope=True))
-add_family(Family("qwen3_vl", _frames, _merged, multi_axis_rope=True, restores=True, frames_apart=True))
+add_family(Family("qwen2_vl", lambda config: _layout, _merged, multi_axis_rope=True, video=True))
+add_family(Family("qwen2_5_vl", lambda config: _layout, _windowed, multi_axis_rope=True, video=True))
+add_family(Family("qwen3_vl", _frames, _merged, multi_axis_rope=True, video=True, restores=True, frames_apart=True))

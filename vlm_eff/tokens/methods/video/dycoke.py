@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from vlm_eff.core.registry import method
 from vlm_eff.importance.keep import Keep
+from vlm_eff.tokens.methods.video import SERVED
 from vlm_eff.tokens.reducer import TokenReducer
 from vlm_eff.tokens.schedule import Stage
 from vlm_eff.tokens.scores_video import WindowNovelty
 from vlm_eff.tokens.select_video import PerWindow
 
 
-@method(room="tokens", acts="before the language model", paper="arXiv:2411.15024")
+@method(room="tokens", acts="before the language model", paper="arXiv:2411.15024", families=SERVED)
 def dycoke(keep_ratio: float = 0.3, faithful: bool = False) -> TokenReducer:
     """Drop what repeats inside windows of four frames.
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from vlm_eff.core.registry import method
 from vlm_eff.importance.keep import Keep
+from vlm_eff.tokens.methods.video import SERVED
 from vlm_eff.tokens.reducer import TokenReducer
 from vlm_eff.tokens.schedule import Stage
 from vlm_eff.tokens.scores_video import FrameNovelty
 from vlm_eff.tokens.select_video import PerVideo
 
 
-@method(room="tokens", acts="before the language model", paper="arXiv:2510.14624")
+@method(room="tokens", acts="before the language model", paper="arXiv:2510.14624", families=SERVED)
 def evs(keep_ratio: float | None = None, keep_count: int | None = None) -> TokenReducer:
     """Drop video tokens that look like the same place in the frame before.
 

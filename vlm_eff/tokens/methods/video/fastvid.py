@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from vlm_eff.core.registry import method
 from vlm_eff.importance.keep import Keep
+from vlm_eff.tokens.methods.video import SERVED
 from vlm_eff.tokens.reduce.anchors import DensityAnchors
 from vlm_eff.tokens.reducer import TokenReducer
 from vlm_eff.tokens.schedule import Stage
@@ -11,7 +12,7 @@ from vlm_eff.tokens.scores_tower import TowerScore
 from vlm_eff.tokens.select_video import PerFrame
 
 
-@method(room="tokens", acts="before the language model", paper="arXiv:2503.11187")
+@method(room="tokens", acts="before the language model", paper="arXiv:2503.11187", families=SERVED)
 def fastvid(
     keep_ratio: float = 0.1,
     segments: int = 8,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from vlm_eff.core.registry import method
 from vlm_eff.importance.keep import Keep, check_ratio
+from vlm_eff.tokens.methods.video import SERVED
 from vlm_eff.tokens.reduce.drop import Drop
 from vlm_eff.tokens.reduce.scenes import SceneMerge
 from vlm_eff.tokens.reducer import TokenReducer
@@ -12,7 +13,7 @@ from vlm_eff.tokens.scores_question import QuestionPeak
 from vlm_eff.tokens.select_video import PerFrame
 
 
-@method(room="tokens", acts="before and between decoder layers", paper="arXiv:2412.16117")
+@method(room="tokens", acts="before and between decoder layers", paper="arXiv:2412.16117", families=SERVED)
 def prunevid(
     keep_ratio: float = 0.4,
     layer: int | None = None,

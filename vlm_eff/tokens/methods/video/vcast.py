@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from vlm_eff.core.registry import method
 from vlm_eff.importance.keep import Keep
+from vlm_eff.tokens.methods.video import SERVED
 from vlm_eff.tokens.reducer import TokenReducer
 from vlm_eff.tokens.schedule import Stage
 from vlm_eff.tokens.scores_video import FrameOutlier
 from vlm_eff.tokens.select_video import CurvatureBudget
 
 
-@method(room="tokens", acts="before the language model", paper="arXiv:2603.27650")
+@method(room="tokens", acts="before the language model", paper="arXiv:2603.27650", families=SERVED)
 def vcast(keep_ratio: float | None = None, keep_count: int | None = None, temperature: float = 0.7) -> TokenReducer:
     """Give more tokens to the frames at which a video turns, and keep what stands out in each.
 
