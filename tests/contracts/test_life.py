@@ -304,7 +304,7 @@ def test_a_layer_that_is_no_layer_is_refused(name: str, layer: Any) -> None:
 
 
 @pytest.mark.parametrize("layers", [(3, 2), (2, 2), (), (-1, 2), (1.5, 2), (True, 2), "24", 3], ids=repr)
-@pytest.mark.parametrize("name", ["pyramiddrop", "feather", "v2drop"])
+@pytest.mark.parametrize("name", ["pyramiddrop", "feather", "v2drop", "lazyllm"])
 def test_layers_that_do_not_ascend_are_refused(name: str, layers: Any) -> None:
     with pytest.raises(ConfigError, match="layer"):
         METHODS_BY_NAME[name](layers=layers)

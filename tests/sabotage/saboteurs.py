@@ -228,7 +228,7 @@ SABOTEURS: dict[str, Saboteur] = {
         f"{MODELS}.runtime.Runtime._decoder_after", always(None),
         checks_modes.hidden_states_come_back, ("llava", HARDEST)),
     "hidden states stay short": Saboteur(
-        f"{MODELS}.runtime._full_length", lambda original: lambda call, states: states,
+        f"{MODELS}.call.Call.full_length", lambda original: lambda self, states: states,
         checks_modes.hidden_states_are_logical, ("llava", HARDEST)),
     "logits that are asked for are taken for candidates": Saboteur(
         f"{MODELS}.runtime.find_spans", broken.forgets_an_image,

@@ -21,6 +21,7 @@ WIDE = {
     "fastv": {"layer": 2},
     "pyramiddrop": {"layers": (2, 8, 16)},
     "v2drop": {"layers": (1, 2, 3), "schedule": "paper"},
+    "lazyllm": {"layers": (1, 2, 3)},
 }
 # the knob is a layer: n_eq moves in steps of a layer's tokens
 BY_LAYER = {"vtw"}
@@ -52,7 +53,7 @@ def test_more_budget_never_asks_for_less(name: str) -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_what_was_asked_is_what_a_model_does(name: str, target: int) -> None:
     model, inputs = kit.model_of("llava"), tiny_inputs("llava")
-    layers = {"feather": (1, 2), "pyramiddrop": (1, 2), "sparsevlm": (1, 2, 3), "v2drop": (1, 2, 3)}
+    layers = {"feather": (1, 2), "pyramiddrop": (1, 2)} | dict.fromkeys(("lazyllm", "sparsevlm", "v2drop"), (1, 2, 3))
     movable = name not in BY_LAYER and "layer" in inspect.signature(methods()[name].make).parameters
     fixed = {"layers": layers[name]} if name in layers else {"layer": 1} if movable else {}
     fixed |= NARROW.get(name, {})

@@ -34,6 +34,16 @@ class Merge(Keep):
 
 
 @dataclass(frozen=True)
+class Revive:
+    """Bring dropped candidates back into a layer, in a call after the one that dropped them.
+
+    chosen: [B, V] columns of the later view's candidates; each must be missing there
+    """
+
+    chosen: Tensor
+
+
+@dataclass(frozen=True)
 class Attend:
     """Compute the attention of one layer among these candidates and everything that is no candidate.
 

@@ -10,7 +10,7 @@ from vlm_eff.core.config import to_dict
 from vlm_eff.core.errors import CapabilityError, explain
 
 if TYPE_CHECKING:
-    from vlm_eff.core.action import Action
+    from vlm_eff.core.action import Action, Revive
     from vlm_eff.core.resources import Resource
     from vlm_eff.core.tower import TowerAction, TowerSite
 
@@ -227,6 +227,15 @@ class Plugin(ABC):
 
     def make_weights(self, context: BindContext) -> Any:
         """The plugin's own weights for one model as a fresh torch module, or None when it has nothing to learn."""
+        return None
+
+    @property
+    def revives(self) -> bool:
+        """True when dropped tokens have to be kept beside the cache, for `again` to bring back."""
+        return False
+
+    def again(self, site: Site, view: Any) -> Revive | None:
+        """Decide at a site of a later call without images (a decode step, a turn of text); None brings nothing back."""
         return None
 
     def asked(self, visual_tokens: int, num_layers: int) -> list[float]:

@@ -45,6 +45,19 @@ class StageReport:
 
 
 @dataclass(frozen=True)
+class RevivalReport:
+    """One look back: dropped tokens of each row that came back into the layers from `layer` on.
+
+    call: number of the call among all that the handle saw, from 0; 0 tokens where nothing came back
+    """
+
+    plugin: str
+    call: int
+    layer: int
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class PrefillReport:
     """One prefill (or one continuation with several tokens) seen by the handle.
 
@@ -104,6 +117,8 @@ class Stats:
     `prefills` holds one report a prefill; `decode_steps` counts single-token calls; `plugins` names what was attached;
     `towers` holds one report a run of the vision tower, when plugins act inside it. `calls` counts runs of the decoder,
     or of a tower that stands alone.
+    `revivals` holds one report a stage of every later call of a method that brings dropped tokens back; `store_bytes`
+    is what the tokens still dropped take beside the cache after the last call.
     """
 
     plugins: tuple[str, ...]
@@ -112,6 +127,8 @@ class Stats:
     decode_steps: int = 0
     calls: int = 0
     towers: list[TowerReport] = field(default_factory=list)
+    revivals: list[RevivalReport] = field(default_factory=list)
+    store_bytes: int = 0
 
     @property
     def last(self) -> PrefillReport | None:
@@ -134,9 +151,13 @@ class Stats:
         if self.last is None:
             seen = f": no visual tokens seen in {len(self.prefills)} prefills" if self.prefills or not tower else ""
             return "\n".join([head + seen, *tower])
-        return "\n".join(
-            [f"{head}, {len(self.prefills)} prefills, {self.decode_steps} decode steps", *tower, *_lines(self.last)]
-        )
+        made = [f"{head}, {len(self.prefills)} prefills, {self.decode_steps} decode steps", *tower, *_lines(self.last)]
+        if self.revivals or self.store_bytes:
+            back = sum(sum(report.tokens) for report in self.revivals)
+            made.append(
+                f"  brought back     {back} tokens in {len(self.revivals)} looks, {self.store_bytes:,} bytes held"
+            )
+        return "\n".join(made)
 
 
 def _lines(report: PrefillReport) -> list[str]:

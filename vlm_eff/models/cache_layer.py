@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
 from vlm_eff.core.errors import StateError, explain
+from vlm_eff.models.side_store import SideStore
 from vlm_eff.models.slots import Slots, crop_refused
 
 if TYPE_CHECKING:
@@ -26,10 +27,14 @@ else:
 
 
 class LogicalLayer(_Base):
-    """Mixin over a Hugging Face cache layer; `slots` says what is stored, `ticket` what the next update brings."""
+    """Mixin over a Hugging Face cache layer; `slots` says what is stored, `ticket` what the next update brings.
+
+    `store` holds the tokens that were dropped before this layer, for methods that bring them back.
+    """
 
     slots: Slots
     ticket: Callable[[Slots], Slots] | None
+    store: SideStore | None = None
     # entries beyond the window that a sliding layer stores, one for each register that is a guest
     extra: int = 0
 
@@ -74,22 +79,27 @@ class LogicalLayer(_Base):
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         super().reorder_cache(beam_idx)
-        self.slots = self.slots.select(beam_idx)
+        self._take(beam_idx)
 
     def batch_select_indices(self, indices: Tensor) -> None:
         super().batch_select_indices(indices)
         rows = torch.arange(self.slots.index.shape[0], device=self.slots.index.device)
-        self.slots = self.slots.select(rows[indices.to(rows.device)])
+        self._take(rows[indices.to(rows.device)])
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         super().batch_repeat_interleave(repeats)
         rows = torch.arange(self.slots.index.shape[0], device=self.slots.index.device)
-        self.slots = self.slots.select(rows.repeat_interleave(repeats))
+        self._take(rows.repeat_interleave(repeats))
+
+    def _take(self, rows: Tensor) -> None:
+        self.slots = self.slots.select(rows)
+        self.store = None if self.store is None else self.store.select(rows)
 
     def reset(self) -> None:
         super().reset()
         self.make_room(-self.extra)
         self.slots = Slots.plain(self.slots.index.shape[0], 0, self.slots.index.device)
+        self.store = None
 
 
 @cache

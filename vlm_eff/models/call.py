@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vlm_eff.models.adapter import Adapter
 from vlm_eff.models.observe import Tapped
+from vlm_eff.models.side_store import SideStore, Tokens
 from vlm_eff.models.token_map import TokenMap
 from vlm_eff.models.tower import Arrived
 from vlm_eff.models.visual import SpanSource, VisualSpans, make_spans
@@ -88,6 +89,12 @@ class Call:
     aside: Tensor | None = None
     log_weight: Tensor | None = None
     masks_built: int = 0
+    # revival: stores of this call by layer; does this call look at stores; what runs along now, and whether rows differ
+    shed: dict[int, SideStore] = field(default_factory=dict)
+    later: bool = False
+    extra: Tokens | None = None
+    ragged: bool = False
+    revived: bool = False
     deciding: float = 0.0
     started: float = field(default_factory=time.perf_counter)
     _memo: dict[Hashable, tuple[Any, Any]] = field(default_factory=dict)
@@ -123,6 +130,8 @@ class Call:
         self.tapped.clear()
         self.inputs.clear()
         self.inside = None
+        self.shed.clear()
+        self.extra = None
         self.ropes.clear()
         self.tower = None
         self._memo.clear()

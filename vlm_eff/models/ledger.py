@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vlm_eff.core.errors import StateError, explain
 from vlm_eff.core.plugin import Plugin
-from vlm_eff.core.report import PrefillReport, StageReport, Stats, VisualTokens
+from vlm_eff.core.report import PrefillReport, RevivalReport, StageReport, Stats, VisualTokens
 from vlm_eff.models.adapter import Adapter
 from vlm_eff.models.cache_layer import is_logical
 from vlm_eff.models.call import Call, Stage
@@ -36,6 +36,12 @@ class Ledger:
         self._calls = 0
         self._last: Call | None = None
         self._stored: list[tuple[Slots | int, int, int]] = []
+        self._revivals: list[RevivalReport] = []
+        self._store_bytes = 0
+
+    def revived(self, plugin: str, layer: int, counts: list[int]) -> None:
+        """Note how many tokens of each row came back into `layer` in this call."""
+        self._revivals.append(RevivalReport(plugin, self._calls - 1, layer, tuple(counts)))
 
     def stage(self, call: Call, plugin: str, layer: int, before: Tensor) -> None:
         """Note one decision: `before` [B] candidates it chose from."""
@@ -52,6 +58,7 @@ class Ledger:
     def close(self, call: Call, cache: Any) -> None:
         """Note a finished pass through the decoder."""
         self._stored = _stored(cache, call.rows)
+        self._store_bytes = _store_bytes(cache)
         if call.length == 1:
             self._decode_steps += 1
             return
@@ -74,7 +81,15 @@ class Ledger:
         """All reports so far."""
         self._settle()
         names = tuple(plugin.name for plugin in self._plugins)
-        return Stats(names, self._adapter.name, list(self._prefills), self._decode_steps, self._calls)
+        return Stats(
+            names,
+            self._adapter.name,
+            list(self._prefills),
+            self._decode_steps,
+            self._calls,
+            list(self._revivals),
+            self._store_bytes,
+        )
 
     def survivors(self, layer: int) -> list[Tensor]:
         """Original slots present at `layer` in the last prefill with visual tokens, one tensor [n] a row."""
@@ -150,6 +165,12 @@ def _plain(layer: Any) -> Slots | int:
     length = int(layer.get_seq_length())
     stored = int(layer.keys.shape[-2]) if getattr(layer, "is_sliding", False) and length else length
     return length if stored == length else Slots.plain(1, length, torch.device("cpu")).keep_last(stored)
+
+
+def _store_bytes(cache: Any) -> int:
+    """Bytes that the dropped tokens take that are kept to be brought back."""
+    stores = [getattr(layer, "store", None) for layer in cache.layers] if cache is not None else []
+    return sum(store.bytes for store in stores if store is not None)
 
 
 def _element_bytes(cache: Any) -> tuple[tuple[int, int], ...]:

@@ -82,12 +82,12 @@ class Observer:
 
             def saw(layer: int, query: Tensor, key: Tensor, mask: Any, kwargs: dict[str, Any]) -> Instead | None:
                 call: Call | None = current()
-                if call is None or call.spans is None:
+                if call is None or (call.spans is None and not call.later):
                     return None
                 scale, softcap, window = (kwargs.get(name) for name in ("scaling", "softcap", "sliding_window"))
                 rope, survivors = call.ropes.get(layer), call.present()
                 call.tapped[layer] = Tapped(query, key, mask, scale, softcap, window, rope, survivors)
-                instead = decide(call, layer) if layer in self.attended else None
+                instead = decide(call, layer) if layer in self.attended and call.spans is not None else None
                 if layer not in self._lasting:
                     del call.tapped[layer]
                 return instead

@@ -30,6 +30,8 @@ def refuse_compiled(model: Any) -> None:
 def refuse_plugins(adapter: Adapter, plugins: Sequence[Plugin]) -> None:
     """Raise `CapabilityError` for what a plugin asks and this family cannot carry."""
     for plugin in plugins:
+        if plugin.revives:
+            _refuse_revival(adapter, plugin)
         if plugin.positions == "reindexed" and adapter.family.multi_axis_rope:
             raise CapabilityError(
                 explain(
@@ -38,6 +40,22 @@ def refuse_plugins(adapter: Adapter, plugins: Sequence[Plugin]) -> None:
                     'Use positions="kept"',
                 )
             )
+
+
+def _refuse_revival(adapter: Adapter, plugin: Plugin) -> None:
+    config = adapter.decoder.config
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    sliding = kinds != {"full_attention"} or getattr(config, "sliding_window", None) is not None
+    flash = "flash" in config._attn_implementation
+    if sliding or flash:
+        got = "layers that forget all but a window" if sliding else "flash attention, which takes no mask by position"
+        raise CapabilityError(
+            explain(
+                f"{plugin.name} with revival on a {adapter.name} model with {got}",
+                "full attention through sdpa or eager",
+                'Use revive="never"' + ("" if sliding else ', or load the model with attn_implementation="sdpa"'),
+            )
+        )
 
 
 def refuse_training(module: nn.Module, plugins: Sequence[Plugin]) -> None:

@@ -35,6 +35,8 @@ from vlm_eff.models.ledger import Ledger
 from vlm_eff.models.masks import map_mask
 from vlm_eff.models.observer import Input, Observer
 from vlm_eff.models.registers import return_guests
+from vlm_eff.models.revive import Reviver
+from vlm_eff.models.rotary import tables_of
 from vlm_eff.models.rows import PromptRows
 from vlm_eff.models.slots import Slots
 from vlm_eff.models.soft import add_log_weight, soften
@@ -66,6 +68,7 @@ class Runtime:
                     (self._inside if isinstance(site, AttentionSite) else self._at)[site.layer].append(plugin)
         self.observer = Observer(adapter, plugins)
         self.towers = tower_runtime(adapter, plugins)
+        self.reviver = Reviver(adapter, plugins, self.ledger)
         self._grids: Tensor | None = None
 
     # ---------------------------------------------------------------- installation
@@ -188,6 +191,7 @@ class Runtime:
             if call.last_visual >= length - call.entry.unverified:
                 # candidates never reach the image: all these logits were asked for, and nothing is unverified
                 call.entry.unverified = 0
+        self.reviver.begin(call, cache)
         _CALL.set(call)
 
     # ---------------------------------------------------------------- inside
@@ -209,6 +213,10 @@ class Runtime:
                 if action is not None:
                     hidden = self._act(call, index, plugin, action, now, hidden)
                     changed = True
+                elif changed and now.cache is not None and self.reviver.serves(plugin):
+                    self.reviver.shed(call, index, now, hidden, call.present(), call.spans)
+        if call.later:
+            hidden = self.reviver.enter(call, index, now)
         if call.length > 1:
             call.sequence[index] = (hidden.shape[1], self._slots(call, now.cache, index).stored)
         if call.survivors is not None:
@@ -234,18 +242,19 @@ class Runtime:
 
     def _act(self, call: Call, index: int, plugin: Plugin, action: Any, now: LayerCall, hidden: Tensor) -> Tensor:
         assert call.spans is not None and call.original is not None
-        before = call.present()
-        counted = call.spans.count
+        before, candidates, whole = call.present(), call.spans, hidden
         if isinstance(action, Bias):
             call.log_weight = add_log_weight(action, call.spans, call.log_weight, call.length)
             self.penalties += [] if action.penalty is None else [action.penalty]
             return hidden
-        hidden, call.survivors, call.spans = apply_action(action, hidden, before, call.spans, self.adapter.ordered)
+        hidden, call.survivors, call.spans = apply_action(action, hidden, before, candidates, self.adapter.ordered)
+        if self.reviver.serves(plugin) and now.cache is not None:
+            self.reviver.shed(call, index, now, whole, before, candidates)
         check_labels(call.entry.labels, call.original.mask(call.length), call.survivors)
         if plugin.positions == "reindexed":
             past = self._slots(call, now.cache, index).shift
             call.reindexed, call.shift = renumber(call, now.kwargs.get("position_ids"), call.survivors, past)
-        self.ledger.stage(call, plugin.name, index, counted)
+        self.ledger.stage(call, plugin.name, index, candidates.count)
         return hidden
 
     def _attend(self, call: Call, index: int) -> Among | None:
@@ -262,7 +271,10 @@ class Runtime:
     def _translate(self, call: Call, index: int, now: LayerCall, hidden: Tensor) -> None:
         """Bring rotary tables and mask of a layer call to the survivors and to what the layer's cache stores."""
         slots, survivors = self._slots(call, now.cache, index), call.survivors
-        now.kwargs["position_embeddings"] = self._rope(call, index, now, hidden, slots)
+        if call.extra is not None:
+            self.reviver.translate(call, now, slots)
+            return
+        now.kwargs["position_embeddings"] = tables_of(self.adapter, call, index, now, hidden, slots)
         mask, total = now.mask, slots.logical + call.length
         if mask is None and call.length == 1 and not slots.ragged:
             return
@@ -280,23 +292,6 @@ class Runtime:
             )
         now.kwargs["attention_mask"] = made
 
-    def _rope(self, call: Call, index: int, now: LayerCall, hidden: Tensor, slots: Slots) -> Any:
-        """Rotary tables of the survivors; shared by all layers that were given the same tables."""
-        tables, survivors = now.rope, call.survivors
-        positions, position_ids = None, now.kwargs.get("position_ids")
-        if call.reindexed is not None:
-            table, present = call.reindexed, call.present()
-            positions = call.shared("renumbered", (table, present), lambda: present.gather(table))
-        elif slots.shift is not None and isinstance(position_ids, Tensor):
-            shift = slots.shift
-            positions = call.shared("shifted", (position_ids, shift), lambda: position_ids - shift[:, None])
-        if positions is not None and tables is not None:
-            return call.shared("rope", (tables[0], positions), lambda: self.adapter.rotary(index, hidden, positions))
-        if survivors is None or tables is None:
-            return tables
-        made = call.shared("rope", (tables[0], survivors), lambda: tuple(survivors.gather(t) for t in tables))
-        return made
-
     def _stamp(self, call: Call, cache: Any, index: int) -> None:
         """Tell the layer's cache which positions the next update brings."""
         if cache is None:
@@ -307,8 +302,10 @@ class Runtime:
             layer.slots = Slots.plain(call.rows, 0, call.device)
         survivors, shift = call.survivors, call.shift
         if survivors is None:
-            layer.ticket = lambda old: old.grow(call.length)
+            layer.ticket = self.reviver.ticket(call)
             return
+        if (shed := call.shed.get(index)) is not None:
+            layer.store = shed if layer.store is None else layer.store.join(shed)
         layer.make_room(survivors.guests)
         last, kept = call.last_visual, survivors
         layer.ticket = lambda old: call.shared(
@@ -371,12 +368,14 @@ class Runtime:
         cache = kwargs.get("past_key_values")
         if cache is None and not isinstance(output, tuple):
             cache = output.get("past_key_values")
+        if call.revived:
+            output = self.reviver.leave(call, cache, output)
         self.ledger.close(call, cache)
         if call.survivors is not None and cache is not None:
             for layer in cache.layers:
                 guard(layer, call.past + call.last_visual + 1)
         if call.survivors is None or call.full:
-            return None
+            return output if call.revived else None
         if isinstance(output, tuple):
             return (call.survivors.scatter(output[0]), *output[1:])
         output.last_hidden_state = call.survivors.scatter(output.last_hidden_state)

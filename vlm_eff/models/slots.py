@@ -24,7 +24,7 @@ def crop_refused(count: int, most: int) -> StateError:
 
 @dataclass(frozen=True)
 class Slots:
-    """Stored entries: a prefix with gaps, then an unbroken tail.
+    """Stored entries: a prefix with gaps and in any order, then an unbroken tail.
 
     index, valid: [B, n] logical positions of the prefix; False marks a filler (stored, never attended)
     start, stop:  the tail holds the logical positions start..stop-1 in every row
@@ -64,6 +64,20 @@ class Slots:
     def grow(self, count: int) -> Slots:
         """Append `count` positions at the end of the tail."""
         return replace(self, stop=self.stop + count)
+
+    def join(self, index: Tensor, valid: Tensor, count: int, *, ragged: bool) -> Slots:
+        """Append revived positions [B, R], then `count` new ones at the end of the tail; what was tail is no longer."""
+        known, ok = self.positions()
+        index, valid = torch.cat([known, index], 1), torch.cat([ok, valid], 1)
+        return Slots(index, valid, self.stop, self.stop + count, self.ragged or ragged, self.shift)
+
+    def seal(self, start: int) -> Slots:
+        """Let the tail begin at `start` at the earliest, so that no crop reaches behind it."""
+        if start <= self.start:
+            return self
+        index, valid = self.positions()
+        cut = self.stored - (self.stop - start)
+        return replace(self, index=index[:, :cut], valid=valid[:, :cut], start=start)
 
     def append(self, survivors: TokenMap, last_dropped: int, shift: Tensor | None) -> Slots:
         """Append the survivors of a call whose last dropped slot (over all rows) is `last_dropped`."""

@@ -9,6 +9,7 @@ from vlm_eff.tokens.methods.decoder.content import magnitude_drop, redundancy_dr
 from vlm_eff.tokens.methods.decoder.dart import dart
 from vlm_eff.tokens.methods.decoder.fastv import fastv
 from vlm_eff.tokens.methods.decoder.feather import feather
+from vlm_eff.tokens.methods.decoder.lazyllm import lazyllm
 from vlm_eff.tokens.methods.decoder.pyramiddrop import pyramiddrop
 from vlm_eff.tokens.methods.decoder.sparsevlm import sparsevlm
 from vlm_eff.tokens.methods.decoder.v2drop import v2drop
@@ -46,6 +47,7 @@ __all__ = [
     "feather",
     "for_budget",
     "hired",
+    "lazyllm",
     "magnitude_drop",
     "prunevid",
     "pyramiddrop",
