@@ -87,8 +87,8 @@ class Ledger:
             list(self._prefills),
             self._decode_steps,
             self._calls,
-            list(self._revivals),
-            self._store_bytes,
+            revivals=list(self._revivals),
+            store_bytes=self._store_bytes,
         )
 
     def survivors(self, layer: int) -> list[Tensor]:
