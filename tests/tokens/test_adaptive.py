@@ -127,6 +127,13 @@ def test_the_budget_is_met_exactly_and_every_image_gets_its_floor(count: int, fl
         assert int(made[0, :4].sum()) >= floor and int(made[0, 4:].sum()) >= floor
 
 
+def test_an_image_that_nobody_looks_at_keeps_its_floor() -> None:
+    poor = SCORES.clone()
+    poor[0, :4] /= 1e6
+    assert SharedTopK(floor=0)(poor, VIEW, Keep(count=6))[0, :4].sum() == 0
+    assert SharedTopK(floor=2)(poor, VIEW, Keep(count=6))[0].nonzero()[:, 0].tolist() == [2, 3, 4, 5, 8, 9]
+
+
 def test_shares_need_scores_of_at_least_zero() -> None:
     with pytest.raises(ConfigError, match='weight="tokens"'):
         SharedTopK()(SCORES - 2, VIEW, Keep(count=3))
