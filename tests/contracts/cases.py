@@ -3,6 +3,7 @@
 from vlm_eff.core.plugin import Plugin
 from vlm_eff.tokens import (
     adaptive_pool,
+    atp,
     average_pool,
     cdpruner,
     dart,
@@ -32,6 +33,7 @@ from vlm_eff.tokens import (
 )
 
 METHOD_CASES: dict[str, tuple[Plugin, Plugin]] = {
+    "atp": (atp(), atp(kappa=0.3, layers=(1, 2, 4), stride=4, every=3)),
     # the tiny images are smaller than the default grid
     "adaptive_pool": (adaptive_pool(rows=2, columns=2), adaptive_pool(rows=3, columns=2, frames=1, layer=1)),
     "cdpruner": (cdpruner(), cdpruner(keep_ratio=0.4, layer=1, relevance_weight=None)),
@@ -71,6 +73,7 @@ EASY = {name: easy for name, (easy, _) in METHOD_CASES.items()}
 HARD = {name: hard for name, (_, hard) in METHOD_CASES.items()}
 
 KEEP_ALL: dict[str, Plugin] = {
+    "atp": atp(keep_ratio=1.0),
     "adaptive_pool": adaptive_pool(rows=99, columns=99, frames=99),
     "cdpruner": cdpruner(keep_ratio=1.0),
     "divprune": divprune(keep_ratio=1.0),

@@ -17,6 +17,7 @@ METHODS = tuple(name for name in METHOD_CASES if name not in VIDEO_METHODS | BY_
 # one layer of 576 tokens: a token more or less at one stage moves n_eq by up to one
 TARGETS = (64, 128, 192, 288, 400)
 WIDE = {
+    "atp": {"layers": (1, 2, 3)},
     "random_drop": {"layer": 0},
     "fastv": {"layer": 2},
     "pyramiddrop": {"layers": (2, 8, 16)},
@@ -53,7 +54,9 @@ def test_more_budget_never_asks_for_less(name: str) -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_what_was_asked_is_what_a_model_does(name: str, target: int) -> None:
     model, inputs = kit.model_of("llava"), tiny_inputs("llava")
-    layers = {"feather": (1, 2), "pyramiddrop": (1, 2)} | dict.fromkeys(("lazyllm", "sparsevlm", "v2drop"), (1, 2, 3))
+    layers = {"feather": (1, 2), "pyramiddrop": (1, 2), "atp": (1, 2)} | dict.fromkeys(
+        ("lazyllm", "sparsevlm", "v2drop"), (1, 2, 3)
+    )
     movable = name not in BY_LAYER and "layer" in inspect.signature(methods()[name].make).parameters
     fixed = {"layers": layers[name]} if name in layers else {"layer": 1} if movable else {}
     fixed |= NARROW.get(name, {})
@@ -63,7 +66,7 @@ def test_what_was_asked_is_what_a_model_does(name: str, target: int) -> None:
     assert abs(last.n_eq_asked - target) <= (25 / kit.LAYERS / 2 if name in BY_LAYER else 1)
     if name == "average_pool":
         assert last.n_eq <= last.n_eq_asked
-    elif name == "feather":
+    elif name in ("feather", "atp"):
         # the grid may overlap the best tokens more or less than independent choices would
         assert abs(last.n_eq - last.n_eq_asked) <= 25 / 9
     else:

@@ -51,9 +51,14 @@ class TopK:
 @part
 @dataclass(frozen=True)
 class TopKAndGrid:
-    """The best tokens of each sample, and besides every `stride`-th row and column of each tile (FEATHER, stage 1)."""
+    """The best tokens of each sample, and besides every `stride`-th row and column of each tile (FEATHER, stage 1).
+
+    left: fraction of the original tokens, the whole grid among them, that earlier stages are expected to have left;
+          read for what is asked alone
+    """
 
     stride: int = 3
+    left: float = 1.0
 
     def __post_init__(self) -> None:
         if isinstance(self.stride, bool) or not isinstance(self.stride, int) or self.stride < 1:
@@ -67,5 +72,5 @@ class TopKAndGrid:
 
     def expected(self, kept: float, current: float) -> float:
         # the grid and the best tokens overlap as two independent choices do
-        grid = current / self.stride**2
+        grid = current / self.left / self.stride**2
         return kept + grid * (1 - kept / current) if current else 0.0
