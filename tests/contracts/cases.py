@@ -17,6 +17,8 @@ from vlm_eff.tokens import (
     hired,
     lazyllm,
     magnitude_drop,
+    prumerge,
+    prumerge_plus,
     prunevid,
     pyramiddrop,
     random_drop,
@@ -67,6 +69,8 @@ METHOD_CASES |= {
     "fastervlm": (fastervlm(), fastervlm(keep_count=4, block=1)),
     "hired": (hired(), hired(keep_ratio=0.5, overview=0.3, allocation_block=1)),
     "vispruner": (vispruner(), vispruner(keep_ratio=0.4, important=0.3, step=2)),
+    "prumerge": (prumerge(), prumerge(keep_ratio=0.4, neighbours=3, block=1)),
+    "prumerge_plus": (prumerge_plus(), prumerge_plus(factor=2.0, neighbours=4, faithful=True)),
     "visionzip": (visionzip(), visionzip(keep_ratio=0.6, contextual=0.4, faithful=True)),
 }
 EASY = {name: easy for name, (easy, _) in METHOD_CASES.items()}
@@ -91,6 +95,8 @@ KEEP_ALL: dict[str, Plugin] = {
     "fastervlm": fastervlm(keep_ratio=1.0),
     "hired": hired(keep_ratio=1.0),
     "vispruner": vispruner(keep_ratio=1.0),
+    "prumerge": prumerge(keep_ratio=1.0),
+    "prumerge_plus": prumerge_plus(keep_ratio=1.0),
     "visionzip": visionzip(keep_ratio=1.0),
     "v2drop": v2drop(keep_ratio=1.0, schedule="paper"),
     "dycoke": dycoke(keep_ratio=1.0),

@@ -16,6 +16,7 @@ from vlm_eff.core.errors import CapabilityError
 from vlm_eff.core.plugin import TowerAttention, TowerFeatures, TowerKeys
 from vlm_eff.models.adapter import Adapter, adapter_for
 from vlm_eff.models.tower import attention_of
+from vlm_eff.tokens import fastervlm, tome
 
 WITH_CLASS = ("llava", "llava_next", "internvl")
 # the tokens of these come from the projector's output by joining, cutting and resizing
@@ -250,3 +251,12 @@ def test_a_tower_without_class_token_in_a_family_that_has_one() -> None:
     )
     config.vision_feature_select_strategy = "full"
     assert not adapter_for(LlavaForConditionalGeneration(config).eval()).class_token
+
+
+def test_blocks_whose_patches_are_merged_are_refused() -> None:
+    inputs, model = tiny_inputs("llava", (1,)), tiny_vlm("llava")
+    with pytest.raises(CapabilityError, match="merged or dropped"):
+        attach(model, tome(), fastervlm())
+    with torch.no_grad(), attach(model, tome(), fastervlm(block=0)) as handle:
+        model(**inputs)
+    assert len(handle.survivors(0)[0]) < inputs["input_ids"].shape[1]

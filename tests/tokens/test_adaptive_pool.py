@@ -36,7 +36,7 @@ def compare(family: str, inputs: TinyInputs, rows: int, columns: int, frames: in
     model, seen = kit.model_of(family), []
     embeds, candidates = entry_embeds(model, inputs), checks.image_tokens(family, inputs)
     plugin = adaptive_pool(rows=rows, columns=columns, frames=frames)
-    written = kit.written(model, inputs, plugin)
+    written = kit.written(model, inputs, plugin)[0]
     for row in range(len(inputs["input_ids"])):
         want = []
         for positions, (time, height, width) in blocks(inputs, row, joined):

@@ -42,8 +42,8 @@ def test_sets_and_contents_follow_the_definition(faithful: bool) -> None:
     inputs, model = tiny_inputs("llava", (1, 2)), kit.model_of("llava")
     seen = look_at_clip(kit.model_of("llava", "eager"), inputs)
     plugin = visionzip(keep_count=TOTAL, contextual=CONTEXTUAL / TOTAL, faithful=faithful)
-    written = kit.written(model, inputs, plugin)
-    bare = kit.written(model, inputs, fastervlm(keep_count=25))
+    written = kit.written(model, inputs, plugin)[0]
+    bare = kit.written(model, inputs, fastervlm(keep_count=25))[0]
     image = 0
     for row, mask in enumerate(visual_mask(inputs)):
         places, checked = mask.nonzero()[:, 0].tolist(), 0

@@ -54,6 +54,6 @@ def pool_cells(y: Tensor, x: Tensor, height: int, width: int, rows: int, columns
     )
 
 
-def stride_grid(y: Tensor, x: Tensor, stride: int) -> Tensor:
+def stride_grid(y: Tensor, x: Tensor, stride: int | Tensor) -> Tensor:
     """True for the tokens on every `stride`-th row and column, counted from the first (FEATHER) [..., V]."""
     return (y % stride == 0) & (x % stride == 0) & (y >= 0)

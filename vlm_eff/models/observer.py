@@ -21,6 +21,7 @@ from vlm_eff.core.plugin import (
     TowerFeatures,
     TowerObservation,
 )
+from vlm_eff.core.tower import TowerSite
 from vlm_eff.models.adapter import Adapter
 from vlm_eff.models.call import Call
 from vlm_eff.models.observe import (
@@ -74,6 +75,9 @@ class Observer:
             # then plugins are shown tokens for features
             wanted.discard(TowerFeatures())
         self._tower = TowerObserver(adapter, wanted) if wanted else None
+        if self._tower is not None:
+            acts = [site for plugin in plugins for site in plugin.sites if isinstance(site, TowerSite)]
+            self._tower.refuse_after(min((site.block + (site.when == "inside") for site in acts), default=None))
 
     def install(self, current: Any, decide: Callable[[Call, int], Instead | None], undo: Undo) -> None:
         """Put the taps on; `current()` is the running call or None, `decide` what attends in a layer's place."""

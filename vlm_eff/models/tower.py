@@ -76,6 +76,18 @@ class TowerObserver:
             need = replace(need, row="cls" if self._adapter.class_token else "received")
         return need
 
+    def refuse_after(self, block: int | None) -> None:
+        """Raise `CapabilityError` when a block from `block` on is looked at, whose patches another plugin takes out."""
+        late = [seen for seen in self._by_block if block is not None and seen >= block]
+        if late:
+            raise CapabilityError(
+                explain(
+                    f"attention or keys of tower block {min(late)}, from patches that are merged or dropped by then",
+                    f"blocks before {block} beside a plugin that acts inside the tower",
+                    "Look at an earlier block, or attach one of the two",
+                )
+            )
+
     def install(self, undo: Undo) -> None:
         """Put the tap on the wanted blocks."""
         seams.before(self._adapter.tower, self._begin, undo)

@@ -22,6 +22,7 @@ from vlm_eff.tokens.methods.entry.cdpruner import cdpruner
 from vlm_eff.tokens.methods.entry.divprune import divprune
 from vlm_eff.tokens.methods.entry.fastervlm import fastervlm
 from vlm_eff.tokens.methods.entry.hired import hired
+from vlm_eff.tokens.methods.entry.prumerge import prumerge, prumerge_plus
 from vlm_eff.tokens.methods.entry.visionzip import visionzip
 from vlm_eff.tokens.methods.entry.vispruner import vispruner
 from vlm_eff.tokens.methods.tower.evit import evit
@@ -51,6 +52,8 @@ __all__ = [
     "hired",
     "lazyllm",
     "magnitude_drop",
+    "prumerge",
+    "prumerge_plus",
     "prunevid",
     "pyramiddrop",
     "random_drop",
