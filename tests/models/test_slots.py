@@ -81,3 +81,26 @@ def test_shifts_follow_their_rows() -> None:
     slots = Slots.plain(2, 0, CPU).append(survivors({2, 3}, {5}), 5, torch.tensor([2, 1]))
     assert slots.select(torch.tensor([1, 1])).shift.tolist() == [1, 1]  # type: ignore[union-attr]
     assert slots.grow(3).shift.tolist() == [2, 1]  # type: ignore[union-attr]
+
+
+def test_revived_positions_join_behind_what_is_stored_and_the_tail_begins_anew() -> None:
+    index, valid = torch.tensor([[4, 2], [3, 0]]), torch.tensor([[True, True], [True, False]])
+    made = Slots.plain(2, 6, torch.device("cpu")).join(index, valid, 3, ragged=True)
+    positions, known = made.positions()
+    assert positions.tolist() == [[0, 1, 2, 3, 4, 5, 4, 2, 6, 7, 8], [0, 1, 2, 3, 4, 5, 3, 0, 6, 7, 8]]
+    assert known[1].tolist() == [True] * 7 + [False] + [True] * 3
+    assert (made.logical, made.stored, made.ragged) == (9, 11, True)
+    assert made.crop(3).positions()[0].tolist() == [row[:-3] for row in positions.tolist()]
+    with pytest.raises(StateError):
+        made.crop(4)
+
+
+def test_a_seal_moves_the_beginning_of_the_tail_and_nothing_else() -> None:
+    slots = Slots.plain(1, 6, torch.device("cpu"))
+    sealed = slots.seal(4)
+    assert torch.equal(sealed.positions()[0], slots.positions()[0])
+    assert (sealed.start, sealed.logical, sealed.stored) == (4, 6, 6)
+    assert sealed.seal(2) is sealed
+    sealed.crop(2)
+    with pytest.raises(StateError):
+        sealed.crop(3)

@@ -20,7 +20,7 @@ from vlm_eff.core.errors import CapabilityError, ConfigError, StateError
 from vlm_eff.core.plugin import BindContext
 from vlm_eff.models.adapter import adapter_for
 from vlm_eff.models.refusals import refuse_plugins
-from vlm_eff.tokens import lazyllm
+from vlm_eff.tokens import lazyllm, random_drop
 
 # gemma3's sliding layers forget: revival is refused there
 REVIVING = tuple(family for family in FAMILIES if family != "gemma3")
@@ -249,6 +249,24 @@ def test_a_turn_may_be_cropped_and_what_came_back_stays(family: str) -> None:
         kit.same(one[0], other)
 
 
+@pytest.mark.parametrize("family", ["llava", "qwen2_vl"])
+def test_a_deeper_crop_is_refused_where_every_layer_lacks_tokens(family: str) -> None:
+    """With a drop before layer 0 no layer is whole: those that nothing came back to refuse the crop as well."""
+    model, inputs = kit.model_of(family), tiny_inputs(family, (1,))
+    with attach(model, random_drop(keep_ratio=0.8), lazyllm(keep_ratio=0.5, layers=(1, 2, 4))) as handle:
+        call = Attached(model)
+        call(inputs)
+        for more in later(model, inputs, (1, 4)):
+            call(more)
+        assert any(sum(report.tokens) for report in handle.stats().revivals if report.call == 2)
+        before = [(layer.get_seq_length(), layer.keys.shape) for layer in call.cache.layers]
+        with pytest.raises(StateError, match="dropped"):
+            call.cache.crop(-5)
+        assert [(layer.get_seq_length(), layer.keys.shape) for layer in call.cache.layers] == before
+        call.cache.crop(-4)
+        assert {layer.get_seq_length() for layer in call.cache.layers} == {inputs["input_ids"].shape[1] + 1}
+
+
 @pytest.mark.parametrize("family", [*FEW, "qwen3_vl", "mistral3"])
 def test_everything_back_in_the_last_layer_is_the_bare_model(family: str) -> None:
     """One stage at the last layer: what enters that layer was computed in full, so its keys and values are the bare
@@ -333,6 +351,22 @@ def test_what_is_refused() -> None:
     for wrong in ({"revive": "always"}, {"revive_ratio": 0.0}, {"layers": (0, 2)}, {"layers": (3, 2)}):
         with pytest.raises(ConfigError):
             lazyllm(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_vl"])
+def test_other_number_formats(family: str) -> None:
+    """bfloat16 runs in its own format, and in float64 the batch meets its rows to nearly all digits."""
+    plugin = lazyllm(keep_ratio=0.5, layers=(1, 2, 4))
+    model, inputs = kit.model_of(family, "sdpa", torch.bfloat16), tiny_inputs(family, (1, 2)).to(dtype=torch.bfloat16)
+    with attach(model, plugin) as handle:
+        made = talk(Attached(model), model, inputs)
+        assert any(sum(report.tokens) for report in handle.stats().revivals)
+    assert all(logits.dtype == torch.bfloat16 and bool(logits.isfinite().all()) for logits in made)
+    model, inputs = kit.model_of(family, "sdpa", torch.float64), tiny_inputs(family, (1, 2)).to(dtype=torch.float64)
+    run = kit.attached_generate(model, inputs, plugin)
+    for index in range(2):
+        alone = kit.attached_generate(model, row(inputs, index), plugin)
+        kit.same(run.logits[index], alone.logits[0], relative=1e-6)
 
 
 def test_default_stages() -> None:

@@ -9,6 +9,7 @@ stage's store.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -128,7 +129,9 @@ class Reviver:
             _columns=columns,
             _attention=self._adapter.layers[index - 1].self_attn,
         )
+        started = time.perf_counter()
         revive = plugin.again(Site(index), view)
+        call.deciding += time.perf_counter() - started
         counts = [0] * call.rows if revive is None else revive.chosen.sum(1).tolist()
         self._ledger.revived(plugin.name, index, counts)
         own = hidden[:, width:]
