@@ -108,7 +108,12 @@ class TowerFeatures:
     """
 
 
-TowerObservation = TowerAttention | TowerKeys | TowerFeatures
+@dataclass(frozen=True)
+class TowerKept:
+    """A request for what a plugin of the tower kept: 1 for patches that went through it, 0 for those that did not."""
+
+
+TowerObservation = TowerAttention | TowerKeys | TowerFeatures | TowerKept
 Observation = QueryRow | QueryRows | LayerInput | LayerKeys | TowerObservation
 
 
@@ -128,7 +133,7 @@ class BindContext:
         for need in needs:
             if isinstance(need, TowerAttention | TowerKeys):
                 self._check_block(plugin, need)
-            elif not isinstance(need, TowerFeatures):
+            elif not isinstance(need, TowerFeatures | TowerKept):
                 self.check_layer(plugin, need.layer)
 
     def _check_block(self, plugin: str, need: TowerAttention | TowerKeys) -> None:

@@ -25,6 +25,18 @@ class TowerSite:
 
 
 @dataclass(frozen=True)
+class Cells:
+    """The cells of one image: squares of patches that become one token behind the tower.
+
+    pixels:  [R, C, channels, ...] what the tower was given of each cell; of a video frame pair the first
+    patches: [R, C, P] number of each cell's patches among the image's patches, in the tower's order
+    """
+
+    pixels: Tensor
+    patches: Tensor
+
+
+@dataclass(frozen=True)
 class TowerKeep:
     """Keep these tokens of each image and drop the others; they skip the rest of the tower.
 

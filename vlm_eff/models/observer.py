@@ -100,6 +100,11 @@ class Observer:
         if self._tower is not None:
             self._tower.install(undo)
 
+    def told(self, kept: Tensor) -> None:
+        """Note which patches [P, 1] a plugin of the tower kept."""
+        if self._tower is not None:
+            self._tower.told(kept)
+
     def arrive(self, call: Call, embeds: Tensor) -> None:
         """Connect the visual tokens of a prompt, as they enter the decoder [B, S, D], with the tower's runs."""
         if self._tower is not None and call.original is not None:

@@ -67,7 +67,7 @@ class Runtime:
                 if not isinstance(site, TowerSite):
                     (self._inside if isinstance(site, AttentionSite) else self._at)[site.layer].append(plugin)
         self.observer = Observer(adapter, plugins)
-        self.towers = tower_runtime(adapter, plugins)
+        self.towers = tower_runtime(adapter, plugins, self.observer.told)
         self.reviver = Reviver(adapter, plugins, self.ledger)
         self._grids: Tensor | None = None
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from vlm_eff.core.errors import CapabilityError, StateError, explain
 from vlm_eff.core.handle import Undo
-from vlm_eff.core.plugin import TowerAttention, TowerFeatures, TowerKeys, TowerObservation
+from vlm_eff.core.plugin import TowerAttention, TowerFeatures, TowerKept, TowerKeys, TowerObservation
 from vlm_eff.models import seams
 from vlm_eff.models.adapter import Adapter
 from vlm_eff.models.family import PatchMap, TowerRun
@@ -69,7 +69,7 @@ class TowerObserver:
 
     def _resolve(self, need: TowerObservation) -> TowerObservation:
         """The observation with a block number from 0 on and a row that this tower has."""
-        if isinstance(need, TowerFeatures):
+        if isinstance(need, TowerFeatures | TowerKept):
             return need
         need = replace(need, block=self._adapter.block(need.block))
         if isinstance(need, TowerAttention) and need.row == "auto":
@@ -103,6 +103,11 @@ class TowerObserver:
         # pixels are not kept: grids and sizes are all a map needs
         given = {k: v for k, v in {**bound, **kwargs}.items() if k in ("grid_thw", "image_sizes")}
         self._runs = [*self._runs[-1:], Seen(given)]
+
+    def told(self, kept: Tensor) -> None:
+        """Note which patches [P, 1] went through the tower, in its order."""
+        if TowerKept() in self._wanted and self._runs:
+            self._runs[-1].parts[TowerKept()].append(kept)
 
     def _saw(self, block: int, query: Tensor, key: Tensor, mask: Any, kwargs: dict[str, Any]) -> None:
         if kwargs.get("cu_seq_lens_q") is not None:

@@ -26,6 +26,7 @@ from vlm_eff.tokens.methods.entry.prumerge import prumerge, prumerge_plus
 from vlm_eff.tokens.methods.entry.visionzip import visionzip
 from vlm_eff.tokens.methods.entry.vispruner import vispruner
 from vlm_eff.tokens.methods.tower.evit import evit
+from vlm_eff.tokens.methods.tower.pixelprune import pixelprune
 from vlm_eff.tokens.methods.tower.tome import tome
 from vlm_eff.tokens.methods.tower.zero_tprune import zero_tprune
 from vlm_eff.tokens.methods.video.dycoke import dycoke
@@ -52,6 +53,7 @@ __all__ = [
     "hired",
     "lazyllm",
     "magnitude_drop",
+    "pixelprune",
     "prumerge",
     "prumerge_plus",
     "prunevid",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,14 +11,15 @@ from torch import Tensor, nn
 import vlm_eff.models.vit.hugging_face
 import vlm_eff.models.vit.open_clip
 import vlm_eff.models.vit.timm  # noqa: F401  (registers the library)
-from vlm_eff.core.errors import StateError, UnsupportedModelError, explain
+from vlm_eff.core.errors import CapabilityError, StateError, UnsupportedModelError, explain
 from vlm_eff.core.handle import Handle, Undo
-from vlm_eff.core.plugin import Plugin
+from vlm_eff.core.plugin import Plugin, TowerAttention, TowerKeys
 from vlm_eff.core.report import Stats, VisualTokens
 from vlm_eff.core.resources import Resource
 from vlm_eff.core.tower_report import TowerReport
 from vlm_eff.models.adapter import Adapter
 from vlm_eff.models.family import FAMILIES
+from vlm_eff.models.vit.cells import cell_side
 from vlm_eff.models.vit.hugging_face import describe
 from vlm_eff.models.vit.kind import TOWERS, Tower
 from vlm_eff.models.vit.runtime import TowerRuntime
@@ -40,11 +42,31 @@ def lone_tower(model: Any) -> Tower | None:
     return tower
 
 
-def tower_runtime(adapter: Adapter, plugins: tuple[Plugin, ...]) -> TowerRuntime | NoTower:
-    """The runtime of the tower inside a vision-language model; without a plugin that acts there it does nothing."""
+def tower_runtime(
+    adapter: Adapter, plugins: tuple[Plugin, ...], tell: Callable[[Tensor], None]
+) -> TowerRuntime | NoTower:
+    """The runtime of the tower inside a vision-language model; without a plugin that acts there it does nothing.
+
+    tell: is given which patches stayed, behind each run
+
+    Raises:
+        CapabilityError: another plugin looks at attention or keys of all patches, which are not there any more.
+    """
     if not any(Resource.TOWER_TOKENS in plugin.writes for plugin in plugins):
         return NoTower()
-    return TowerRuntime(describe(adapter.tower, tuple(adapter.blocks)), plugins)
+    for plugin in plugins:
+        if any(isinstance(need, TowerAttention | TowerKeys) for need in plugin.needs):
+            raise CapabilityError(
+                explain(
+                    f"{plugin.name} looks at the tower's attention, and another plugin reduces tokens there",
+                    "plugins in the tower together with methods that look at the decoder, at features or at nothing",
+                    "Attach one of the two",
+                )
+            )
+    tower = describe(adapter.tower, tuple(adapter.blocks))
+    runtime = TowerRuntime(replace(tower, side=cell_side(adapter.core.config)), plugins)
+    runtime.tell = tell
+    return runtime
 
 
 class LoneTower:

@@ -10,7 +10,6 @@ from torch import Tensor
 from vlm_eff.core.errors import CapabilityError, explain
 from vlm_eff.models.vit.kind import Tower
 from vlm_eff.models.vit.layout import Layout, Packed, Rows
-from vlm_eff.models.vit.run import Run
 
 NAMES = ("grid_thw", "image_sizes")
 
@@ -56,8 +55,3 @@ def padding(mask: Any, full: Layout) -> Tensor | None:
     seen = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
     hidden = ~seen.any(2).any(1).expand(full.images, -1)
     return hidden if bool(hidden.any()) else None
-
-
-def pixels(tower: Tower, run: Run) -> Tensor:
-    """Pixels of every patch, see `TowerView.cells`."""
-    raise NotImplementedError

@@ -28,7 +28,7 @@ class Tower:
     patcher:   the module whose first input are the pixels
     watch:     (tower, blocks, bias, saw, undo) puts hooks or taps on the attention of some blocks
     batched:   images are rows of a batch; else one sequence holds them all
-    config:    of a transformers tower
+    config:    of a transformers tower; side: patches a side of what becomes one token behind the tower
     """
 
     name: str
@@ -41,6 +41,7 @@ class Tower:
     watch: Callable[[Tower, list[int], Bias, Saw, Undo], None]
     batched: bool = True
     config: Any = None
+    side: int = 1
 
     @property
     def num_blocks(self) -> int:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vlm_eff.core.tower import TowerAction
-from vlm_eff.models.vit.layout import Layout
+from vlm_eff.models.vit.layout import Layout, Packed
 from vlm_eff.models.vit.state import Tokens
 
 
@@ -71,6 +71,16 @@ class Run:
         start = (counts.cumsum(0) - counts)[:, None]
         packed = tokens.now.pack(tokens.place + start)
         return packed.flatten()
+
+    def kept(self, prefix: int) -> Tensor:
+        """1 for each patch that is still itself, 0 for those that are not, in the tower's order [P, 1]."""
+        tokens = self.tokens
+        own = tokens.place.gather(1, tokens.slot.clamp(min=0))
+        column = torch.arange(own.shape[1], device=own.device)
+        stayed = ((own == column) & (tokens.slot >= 0))[:, :, None].float()
+        if isinstance(tokens.full, Packed):
+            return tokens.full.pack(stayed).reshape(-1, 1)
+        return stayed[:, prefix:].flatten(0, 1)
 
     def gathered(self, table: Tensor | None) -> Tensor | None:
         """A property [I, N] of original tokens for those that are left [I, T]."""

@@ -25,6 +25,7 @@ from vlm_eff.core.plugin import Plugin
 from vlm_eff.core.tower import TowerSite
 from vlm_eff.models import seams
 from vlm_eff.models.vit import inputs as tower_inputs
+from vlm_eff.models.vit.cells import image_cells
 from vlm_eff.models.vit.kind import Tower
 from vlm_eff.models.vit.ledger import TowerLedger
 from vlm_eff.models.vit.run import Pending, Run, add_bias, key_bias, narrow_mask, shorten
@@ -36,12 +37,16 @@ _GIVEN: ContextVar[tuple[object, dict[str, Any]] | None] = ContextVar("vlm_eff_t
 
 
 class TowerRuntime:
-    """Carries out the tower actions of plugins, while `active()` of the handle's runtime says so."""
+    """Carries out the tower actions of plugins, while `active()` of the handle's runtime says so.
+
+    `tell` is given which patches stayed, in the tower's order [P, 1], behind the last block of each run.
+    """
 
     def __init__(self, tower: Tower, plugins: tuple[Plugin, ...]) -> None:
         self.tower = tower
         self.ledger = TowerLedger(tower)
         self._active: Callable[[], bool] = lambda: True
+        self.tell: Callable[[Tensor], None] = lambda kept: None
         self._at: dict[tuple[int, str], list[tuple[TowerSite, Plugin]]] = defaultdict(list)
         for plugin in plugins:
             for site in plugin.sites:
@@ -229,6 +234,7 @@ class TowerRuntime:
             run.short, run.emitted = made, run.tokens.full.pack(run.tokens.restore(made))
             emitted = run.emitted
         if index == self.tower.num_blocks - 1:
+            self.tell(run.kept(self.tower.prefix))
             run.close()
         if emitted is None:
             return None
@@ -253,7 +259,7 @@ class TowerRuntime:
             apart=None if whole else run.gathered(run.window),
             padding=run.gathered(run.padding),
             attention=lambda: self._attention(run, looked),
-            cells=lambda: tower_inputs.pixels(self.tower, run),
+            cells=lambda: image_cells(self.tower, run.pixels, run.inputs, tokens.full.lengths),
         )
 
     def _attention(self, run: Run, block: int) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from vlm_eff.core.tower import Cells
+
 
 @dataclass(frozen=True)
 class TowerView:
@@ -22,6 +24,7 @@ class TowerView:
     window:   [I, T] ascending numbers of the windows that some blocks attend in; None: no such blocks
     apart:    [I, T] the same for the attention that is seen; None when the whole image attends together
     padding:  [I, T] True for patches that hold no image; None when there are none
+    cells:    () -> the pixels of each image, cell by cell, where the site asks for pixels
     windowed: windows must stay together, so that no new token can be put behind the others
     """
 
@@ -37,7 +40,7 @@ class TowerView:
     apart: Tensor | None
     padding: Tensor | None
     attention: Callable[[], tuple[Tensor, Tensor]]
-    cells: Callable[[], Tensor]
+    cells: Callable[[], list[Cells]]
 
     @property
     def group(self) -> Tensor | None:
