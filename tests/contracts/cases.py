@@ -4,6 +4,7 @@ from vlm_eff.core.plugin import Plugin
 from vlm_eff.tokens import (
     adaptive_pool,
     atp,
+    atp_learned,
     average_pool,
     cdpruner,
     dart,
@@ -60,6 +61,7 @@ METHOD_CASES: dict[str, tuple[Plugin, Plugin]] = {
     "fastvid": (fastvid(), fastvid(keep_ratio=0.5, segments=2, threshold=-1.0, context=0.5, every=2)),
     "prunevid": (prunevid(), prunevid(keep_ratio=0.7, layer=2, merge_ratio=0.6, static=0.0, least=2)),
     "vcast": (vcast(), vcast(keep_ratio=0.6, temperature=0.1)),
+    "atp_learned": (atp_learned(untrained=True), atp_learned(layers=(1, 3), stride=5, untrained=True)),
     # registers of no training: what they say is nonsense, and must be the same nonsense in every way of computing it
     "victor": (victor(registers=4, untrained=True), victor(registers=3, layer=2, untrained=True, seed=3)),
 }
@@ -105,6 +107,9 @@ KEEP_ALL: dict[str, Plugin] = {
     "prunevid": prunevid(keep_ratio=1.0, merge_ratio=1.0),
     "vcast": vcast(keep_ratio=1.0),
 }
+KEEP_ALL["atp_learned"] = atp_learned(keep_ratio=1.0, untrained=True)
+# these have to be trained: a budget steers their training, not their decisions
+LEARNED = frozenset({"atp_learned", "victor"})
 # these have no setting under which nothing changes: vtw drops every visual token by definition, victor adds registers
 NEVER_KEEP_ALL = frozenset({"victor", "vtw"})
 # these add tokens: a layer stores and counts more than the survivors, as their own tests check

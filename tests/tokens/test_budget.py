@@ -5,7 +5,7 @@ import inspect
 import pytest
 
 from tests.contracts import kit
-from tests.contracts.cases import ADD_TOKENS, METHOD_CASES, NEVER_KEEP_ALL, VIDEO_METHODS
+from tests.contracts.cases import LEARNED, METHOD_CASES, NEVER_KEEP_ALL, VIDEO_METHODS
 from tests.tiny import tiny_inputs
 from vlm_eff import methods
 from vlm_eff.core.errors import ConfigError
@@ -13,7 +13,7 @@ from vlm_eff.tokens import for_budget
 
 # what video methods get is in their own tests; pooling to a given grid and registers have no budget
 BY_LAYOUT = {"adaptive_pool"}
-METHODS = tuple(name for name in METHOD_CASES if name not in VIDEO_METHODS | BY_LAYOUT | ADD_TOKENS)
+METHODS = tuple(name for name in METHOD_CASES if name not in VIDEO_METHODS | BY_LAYOUT | LEARNED)
 # one layer of 576 tokens: a token more or less at one stage moves n_eq by up to one
 TARGETS = (64, 128, 192, 288, 400)
 WIDE = {

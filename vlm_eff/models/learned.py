@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from vlm_eff.core.errors import ConfigError, explain
+from vlm_eff.core.errors import CapabilityError, ConfigError, explain
 from vlm_eff.core.plugin import BindContext, Plugin
 
 FORMAT = "vlm_eff.learned/1"
@@ -65,6 +65,18 @@ def _unfit(got: str) -> ConfigError:
     return ConfigError(
         explain(got, "a file written by `save` for this method, setting and model", "Check the path and the arguments")
     )
+
+
+def check_trained(plugin: str, weights: str | None, untrained: bool, context: BindContext) -> None:
+    """Raise `CapabilityError` for a plugin that would decide without having learned anything."""
+    if weights is None and not untrained and not context.training:
+        raise CapabilityError(
+            explain(
+                f"{plugin} without weights on a model in eval mode: it knows nothing before training",
+                "weights=PATH, a model in training mode, or untrained=True",
+                "Train it (docs/registers.md); to train with the model in eval mode say untrained=True",
+            )
+        )
 
 
 def make_learned(plugins: Sequence[Plugin], context: BindContext, device: torch.device) -> dict[str, Any]:

@@ -175,6 +175,8 @@ def _hide(logits: Tensor, source: Source, slots: Tensor) -> Tensor:
         mask = mask.expand(logits.shape[0], *mask.shape[1:])
         rows = mask.gather(2, slots[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[3]))
         hidden = ~rows if rows.dtype == torch.bool else rows <= torch.finfo(rows.dtype).min / 2
+        # an added mask may also say how much a key counts, while a threshold is learned
+        logits = logits if rows.dtype == torch.bool else logits + rows.masked_fill(hidden, 0.0)
         return logits.masked_fill(hidden, float("-inf"))
     column = torch.arange(logits.shape[-1], device=logits.device)
     distance = (source.past + slots)[:, :, None] - column

@@ -348,6 +348,7 @@ class Runtime:
             projects=index == 0 and self.adapter.projector is not None,
             weights=self.weights.get(plugin.name) if plugin is not None else None,
             training=self.adapter.core.training,
+            share=None if call.log_weight is None else call.log_weight.exp().gather(1, call.spans.slot),
         )
 
     def _input(self, call: Call, index: int, now: LayerCall, hidden: Tensor) -> Input:

@@ -47,6 +47,7 @@ class View:
     prompt:         finds tokens by what they are; `text` and `probes` read it
     projects:       True before the first layer, in families whose projector turns each tower feature into one token
     weights:        the plugin's own weights, a torch module, or None; training: the model is in training mode
+    share:          [B, V] how much of each candidate earlier soft decisions left, or None; gradients pass
     prompt_hash:    () -> a number for each row that depends on its prompt alone, equal for all beams of one prompt
     """
 
@@ -63,6 +64,7 @@ class View:
     projects: bool = False
     weights: Any = None
     training: bool = False
+    share: Tensor | None = None
 
     def visual_hidden(self) -> Tensor:
         """Hidden states of the candidates [B, V, D]; columns beyond a row's own count hold other tokens."""

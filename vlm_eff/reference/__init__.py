@@ -12,12 +12,30 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-__all__ = ["load_reference", "reference_folder"]
+__all__ = ["REGISTERS", "load_reference", "reference_folder", "registers_file"]
+
+# trained registers of the bundled model: (registers, layer) and how they start
+REGISTERS = {(18, 3): "pooled", (18, 1): "pooled"}
 
 
 def reference_folder() -> Path:
     """Return the folder of the bundled model, fit for `from_pretrained`."""
     return Path(__file__).resolve().parent / "small_vlm"
+
+
+def registers_file(registers: int, layer: int) -> Path:
+    """Return the file of registers trained for the bundled model, as `victor(..., weights=str(file))` takes it.
+
+    Raises:
+        FileNotFoundError: no registers were trained for these numbers; `REGISTERS` lists what there is.
+    """
+    if (registers, layer) not in REGISTERS:
+        known = ", ".join(f"{count} registers at layer {place}" for count, place in REGISTERS)
+        raise FileNotFoundError(
+            f"got {registers} registers at layer {layer}, which were never trained; accepted are {known}; "
+            "train your own with `python -m vlm_eff.reference.train_registers`"
+        )
+    return Path(__file__).resolve().parent / "registers" / f"r{registers}_layer{layer}.safetensors"
 
 
 def load_reference(

@@ -6,6 +6,7 @@ A method is a short function in `methods/` that composes score x select x reduce
 from vlm_eff.tokens.budget import for_budget
 from vlm_eff.tokens.methods.baselines import average_pool, random_drop, uniform_grid
 from vlm_eff.tokens.methods.decoder.atp import atp
+from vlm_eff.tokens.methods.decoder.atp_learned import atp_learned
 from vlm_eff.tokens.methods.decoder.content import magnitude_drop, redundancy_drop
 from vlm_eff.tokens.methods.decoder.dart import dart
 from vlm_eff.tokens.methods.decoder.fastv import fastv
@@ -38,6 +39,7 @@ from vlm_eff.tokens.methods.video.vcast import vcast
 __all__ = [
     "adaptive_pool",
     "atp",
+    "atp_learned",
     "average_pool",
     "cdpruner",
     "dart",

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from vlm_eff.core.action import Action, Append, TakeOver
 from vlm_eff.core.config import part
-from vlm_eff.core.errors import CapabilityError, ConfigError, explain
+from vlm_eff.core.errors import ConfigError, explain
 from vlm_eff.core.plugin import BindContext, Plugin, Site
 from vlm_eff.core.resources import Resource
 from vlm_eff.importance.keep import check_choice
-from vlm_eff.models.learned import LearnedWeights
+from vlm_eff.models.learned import LearnedWeights, check_trained
 from vlm_eff.models.view import View
 
 _SPREAD = 0.02
@@ -73,17 +73,10 @@ class RegisterReducer(Plugin):
         # the layer behind the last one: registers are there, and the visual tokens stay
         if self.layer != context.num_layers:
             context.check_layer(self.name, self.layer)
-        if self.weights is None and not self.untrained and not context.training:
-            raise CapabilityError(
-                explain(
-                    f"{self.name} without weights on a model in eval mode: registers know nothing before training",
-                    "weights=PATH, a model in training mode, or untrained=True",
-                    "Train registers (docs/registers.md); with the model in eval mode say untrained=True",
-                )
-            )
         return self
 
     def make_weights(self, context: BindContext) -> RegisterWeights:
+        check_trained(self.name, self.weights, self.untrained, context)
         facts: dict[str, str | int] = {"method": self.name, "layer": self.layer, "init": self.init}
         made = RegisterWeights(self.registers, self.seed, context, **facts)
         if self.weights is not None:
