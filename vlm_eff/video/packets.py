@@ -118,12 +118,14 @@ def decode(path: Path, index: PacketIndex, wanted: list[int], *, jump: bool) -> 
     todo, found = sorted(set(wanted)), {}
     with _open(path) as (container, stream):
         stream.thread_type = "AUTO"
-        source, last, place = container.decode(stream), -1, 0
+        source, last, place, sought = container.decode(stream), -1, 0, -1
         try:
             while place < len(todo):
-                if jump and (key := _key_between(index, last, todo[place])) is not None:
+                key = _key_between(index, last, todo[place]) if jump else None
+                # a jump may land before its key frame: the same one again would land there for ever
+                if key is not None and key > sought:
                     container.seek(index.times[key], stream=stream)  # type: ignore[index]
-                    source, last = container.decode(stream), key - 1
+                    source, last, sought = container.decode(stream), key - 1, key
                 frame = next(source)
                 last = _number(index, frame, last)
                 while place < len(todo) and todo[place] < last:
