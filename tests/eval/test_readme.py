@@ -1,5 +1,6 @@
 """The generated parts of the README: numbers come from records, and a stale README is noticed."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,12 @@ def test_tables_show_the_record(subject: Subject, tmp_path: Path) -> None:
     assert "Out of reach with 8 layers: `fastv`." in page
     assert "| `fastv` | 72.0 | 0." in page and "3 interleaved pairs" in page and "ratios only" in page
     assert record.device in page
+
+    # a row that no budget was asked of has a table of its own
+    own = dict(record.result["rows"][1], method="atp", n_eq_asked=None)
+    more = replace(record, result=record.result | {"rows": [*record.result["rows"], own]})
+    assert results.summary_table(more) == results.summary_table(record)
+    assert results.results_page(more).split("### At their own count")[1].count("| `atp` |") == 1
 
     # a second run takes its rows from the first
     again = measure(subject, easy, scenes, shares=(0.5, 1 / 9), methods=methods, pairs=3, done=done)

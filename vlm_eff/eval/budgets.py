@@ -20,16 +20,16 @@ from vlm_eff.tokens import for_budget, uniform_grid
 
 @dataclass(frozen=True)
 class Setting:
-    """A method with the setting that reaches a budget; `n_eq` is what was asked for."""
+    """A method with the setting that reaches a budget; `n_eq` is what was asked for, None leaves it to the method."""
 
     method: str
-    n_eq: float
+    n_eq: float | None
     plugin: Plugin
 
     @property
     def label(self) -> str:
         """How tables name it."""
-        return f"{self.method} @ {self.n_eq:g}"
+        return self.method if self.n_eq is None else f"{self.method} @ {self.n_eq:g}"
 
 
 @dataclass(frozen=True)

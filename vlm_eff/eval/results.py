@@ -18,7 +18,8 @@ def summary_table(record: Record) -> str:
     tokens, budgets = _tokens(record), _budgets(record)
     shares = [f"{budget / tokens:.0%}" for budget in budgets]
     rows = {(row["method"], row["n_eq_asked"]): row for row in record.result["rows"]}
-    names = [name for name in dict.fromkeys(row["method"] for row in record.result["rows"]) if name != "bare"]
+    at_budget = [row["method"] for row in record.result["rows"] if row["n_eq_asked"] is not None]
+    names = list(dict.fromkeys(at_budget))
     names = sorted(names, key=lambda name: (name in BASELINES, name))
     columns = [("scenes", _scenes), ("locate", _locate), ("easy-VQA", _easy)]
     titles = " | ".join(f"{title} {share}" for title, _ in columns for share in shares)
@@ -43,21 +44,20 @@ def summary_table(record: Record) -> str:
 
 def results_page(record: Record) -> str:
     """All numbers of the record: one table a budget, with every question family of the scenes."""
-    tokens = _tokens(record)
-    parts = []
+    tokens, parts = _tokens(record), []
+    (bare,) = (row for row in record.result["rows"] if row["method"] == "bare")
     for budget in _budgets(record):
-        rows = [row for row in record.result["rows"] if row["n_eq_asked"] in (None, budget)]
-        families = [name for name in rows[0]["scenes_by_family"] if name not in _LEFT_OUT]
-        head = ["method", "n_eq", "FLOPs", "KV bytes", "first token", "easy-VQA", "scenes", *families]
-        lines = [f"### {budget:g} of {tokens} tokens ({budget / tokens:.0%})", ""]
-        lines += ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-        lines += [_line(row, tokens, families) for row in sorted(rows, key=_order)]
+        rows = [bare] + [row for row in record.result["rows"] if row["n_eq_asked"] == budget]
+        lines = [f"### {budget:g} of {tokens} tokens ({budget / tokens:.0%})", "", *_table(rows, tokens)]
         missing = [entry for entry in record.result.get("unreachable", ()) if entry["n_eq_asked"] == budget]
         if missing:
             names = ", ".join(f"`{entry['method']}`" for entry in missing)
             lines += ["", f"Out of reach with {record.config['timed_question']['layers']} layers: {names}."]
         lines += ["", _beaten(rows)]
         parts.append("\n".join(lines))
+    own = [row for row in record.result["rows"] if row["n_eq_asked"] is None and row is not bare]
+    if own:
+        parts.append("\n".join(["### At their own count, with defaults", "", *_table(own, tokens)]))
     note = (
         "FLOPs (decoder), KV bytes and time to first token are with the method / bare; time is the median of "
         f"{record.config['timed_pairs']} interleaved pairs [95 % interval], {record.config['timing']}. "
@@ -65,6 +65,13 @@ def results_page(record: Record) -> str:
         f"The family `relation` is left out of the columns: the bare model answers it at chance. {_conditions(record)}"
     )
     return "\n\n".join([*parts, note])
+
+
+def _table(rows: list[Row], tokens: int) -> list[str]:
+    families = [name for name in rows[0]["scenes_by_family"] if name not in _LEFT_OUT]
+    head = ["method", "n_eq", "FLOPs", "KV bytes", "first token", "easy-VQA", "scenes", *families]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    return lines + [_line(row, tokens, families) for row in sorted(rows, key=_order)]
 
 
 def _beaten(rows: list[Row]) -> str:

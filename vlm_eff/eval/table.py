@@ -1,7 +1,7 @@
 """Methods at equal budgets on the bundled model: `python -m vlm_eff.eval.table` writes the record behind the tables.
 
 Accuracy is exact match of greedy answers, over easy-VQA's test questions and over held-out scenes. Methods that decide
-for themselves how many tokens stay are set to the budget on pictures of the training split.
+for themselves how many tokens stay are measured at the given budgets by their scores, and once more as they are.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from rich.progress import Progress
 import vlm_eff
 from vlm_eff.core.errors import ConfigError
 from vlm_eff.core.registry import METHODS
-from vlm_eff.eval.budgets import Setting, Sizes, reach, sizes_of
-from vlm_eff.eval.calibrate import Knob, calibrate, mean_n_eq
+from vlm_eff.eval.budgets import Setting, reach, sizes_of
+from vlm_eff.eval.calibrate import mean_n_eq
 from vlm_eff.eval.compare import Arm, compare, timing_label
 from vlm_eff.eval.loading import load_subject, quiet_libraries
 from vlm_eff.eval.record import Record
 from vlm_eff.eval.subject import Subject, open_image
 from vlm_eff.models.attach import attach
-from vlm_eff.reference.evaluate import Sample, answer_questions, easy_vqa_samples, evaluate_reference, scene_samples
+from vlm_eff.reference.evaluate import Sample, easy_vqa_samples, evaluate_reference, scene_samples
 from vlm_eff.reference.machine import describe_device
 
 RECORD = Path("benchmarks/results/bundled_vlm.json")
 SHARES = (1 / 2, 1 / 4, 1 / 9)
-# methods whose count follows from the picture: the argument that moves it, and between which values
-KNOBS: dict[str, Knob] = {}
+# methods whose count follows from picture and question: measured with their defaults as well
+OWN_COUNT = ("atp", "pixelprune", "prumerge", "prumerge_plus", "zipvl_attention")
 # why a training-free method has no row
 _VIDEO = "acts on videos; a picture passes untouched"
 EXEMPT: dict[str, str] = {
@@ -40,7 +40,6 @@ EXEMPT: dict[str, str] = {
     "zipvl_attention": "every token stays; only attention is computed among fewer",
     "adaptive_pool": "pools to a grid that is given, not to a budget; average_pool is the same pooling at a budget",
 }
-_CALIBRATION_SCENES = 12
 # of the bundled model: methods for videos have nothing to do on it
 FAMILY = "llava"
 
@@ -76,16 +75,17 @@ def measure(
     chosen = table_methods() if methods is None else tuple(methods)
     book = _Book(done, {"easy": len(easy), "scenes": len(scenes), "pairs": pairs, "version": vlm_eff.__version__})
     rows = [book.find("bare", None) or book.add("bare", None, _row(subject, None, None, easy, scenes))]
-    plugins, unreachable = {}, []
+    settings, unreachable = [], []
+    for share, method in ((s, m) for s in shares for m in chosen):
+        n_eq = round(share * sizes.visual_tokens)
+        try:
+            settings.append(Setting(method, n_eq, reach(method, n_eq, sizes)))
+        except ConfigError as error:
+            unreachable.append({"method": method, "n_eq_asked": n_eq, "reason": str(error)})
+    settings += [Setting(method, None, METHODS.get(method).make()) for method in OWN_COUNT if methods is None]
     with Progress(transient=True) as bar:
-        for share, method in bar.track([(s, m) for s in shares for m in chosen], description="asking"):
-            n_eq = round(share * sizes.visual_tokens)
-            try:
-                setting = Setting(method, n_eq, _plugin(subject, method, n_eq, sizes))
-            except ConfigError as error:
-                unreachable.append({"method": method, "n_eq_asked": n_eq, "reason": str(error)})
-                continue
-            made = plugins[setting.label] = setting.plugin.to_dict()
+        for setting in bar.track(settings, description="asking"):
+            made = setting.plugin.to_dict()
             row = book.find(setting.label, made)
             if row is None:
                 arm = _timed(subject, setting, picture, sample, pairs)
@@ -96,7 +96,7 @@ def measure(
         task_version=f"easy-vqa {version('easy-vqa')}; scenes of vlm-eff {vlm_eff.__version__}",
         model=subject.name,
         config={
-            "plugins": plugins,
+            "plugins": {setting.label: setting.plugin.to_dict() for setting in settings},
             "dtype": str(subject.model.dtype).removeprefix("torch."),
             "attention": "sdpa",
             "batch_size": 64,
@@ -108,15 +108,6 @@ def measure(
         n=len(easy) + len(scenes),
         result={"easy_vqa_n": len(easy), "scenes_n": len(scenes), "rows": rows, "unreachable": unreachable},
     )
-
-
-def _plugin(subject: Subject, method: str, n_eq: float, sizes: Sizes) -> Any:
-    knob = KNOBS.get(method)
-    if knob is None:
-        return reach(method, n_eq, sizes)
-    samples = scene_samples("train", _CALIBRATION_SCENES)
-    run = lambda: answer_questions(subject.model, subject.processor, samples)  # noqa: E731
-    return calibrate(subject.model, METHODS.get(method).make, knob, n_eq, run)[0]
 
 
 def _timed(subject: Subject, setting: Setting, picture: Any, sample: Sample, pairs: int) -> Arm:
