@@ -11,9 +11,9 @@ from torch import Tensor, nn
 import vlm_eff.models.vit.hugging_face
 import vlm_eff.models.vit.open_clip
 import vlm_eff.models.vit.timm  # noqa: F401  (registers the library)
-from vlm_eff.core.errors import CapabilityError, StateError, UnsupportedModelError, explain
+from vlm_eff.core.errors import StateError, UnsupportedModelError, explain
 from vlm_eff.core.handle import Handle, Undo
-from vlm_eff.core.plugin import Plugin, TowerAttention, TowerKeys
+from vlm_eff.core.plugin import Plugin
 from vlm_eff.core.report import Stats, VisualTokens
 from vlm_eff.core.resources import Resource
 from vlm_eff.core.tower_report import TowerReport
@@ -48,21 +48,9 @@ def tower_runtime(
     """The runtime of the tower inside a vision-language model; without a plugin that acts there it does nothing.
 
     tell: is given which patches stayed, behind each run
-
-    Raises:
-        CapabilityError: another plugin looks at attention or keys of all patches, which are not there any more.
     """
     if not any(Resource.TOWER_TOKENS in plugin.writes for plugin in plugins):
         return NoTower()
-    for plugin in plugins:
-        if any(isinstance(need, TowerAttention | TowerKeys) for need in plugin.needs):
-            raise CapabilityError(
-                explain(
-                    f"{plugin.name} looks at the tower's attention, and another plugin reduces tokens there",
-                    "plugins in the tower together with methods that look at the decoder, at features or at nothing",
-                    "Attach one of the two",
-                )
-            )
     tower = describe(adapter.tower, tuple(adapter.blocks))
     runtime = TowerRuntime(replace(tower, side=cell_side(adapter.core.config)), plugins)
     runtime.tell = tell
