@@ -18,7 +18,7 @@ from vlm_eff import attach, plugin
 from vlm_eff.core.config import from_dict
 from vlm_eff.core.errors import CapabilityError, ConfigError, ConflictError, StateError
 from vlm_eff.models.learned import LearnedWeights
-from vlm_eff.tokens import fastv, random_drop, uniform_grid, victor
+from vlm_eff.tokens import fastv, random_drop, uniform_grid, victor, zipvl_attention
 
 FEW = ("llava", "llava_next", "qwen2_vl", "qwen3_vl", "gemma3", "paligemma")
 LAYER, COUNT = 2, 3
@@ -450,7 +450,7 @@ def test_a_layer_behind_the_decoder_is_refused() -> None:
         attach(kit.model_of("llava"), victor(layer=7, untrained=True))
 
 
-@pytest.mark.parametrize("other", [fastv(), random_drop(), uniform_grid(layer=4)], ids=lambda other: other.name)
+@pytest.mark.parametrize("other", [fastv(), random_drop(), uniform_grid(layer=4), zipvl_attention()], ids=lambda other: other.name)
 def test_no_other_plugin_drops_beside_it(other: Any) -> None:
     with pytest.raises(ConflictError, match="victor"):
         attach(kit.model_of("llava"), TEST, other)

@@ -63,7 +63,8 @@ class RegisterReducer(Plugin):
 
     @property
     def writes(self) -> frozenset[Resource]:
-        return frozenset({Resource.ENTRY_TOKENS, Resource.DECODER_TOKENS})
+        # a register shares its carrier's position: whoever takes the carrier out of attention would take both
+        return frozenset({Resource.ENTRY_TOKENS, Resource.DECODER_TOKENS, Resource.ATTENTION_TOKENS})
 
     @property
     def trains(self) -> bool:
