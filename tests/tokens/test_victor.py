@@ -450,7 +450,9 @@ def test_a_layer_behind_the_decoder_is_refused() -> None:
         attach(kit.model_of("llava"), victor(layer=7, untrained=True))
 
 
-@pytest.mark.parametrize("other", [fastv(), random_drop(), uniform_grid(layer=4), zipvl_attention()], ids=lambda other: other.name)
+@pytest.mark.parametrize(
+    "other", [fastv(), random_drop(), uniform_grid(layer=4), zipvl_attention()], ids=lambda other: other.name
+)
 def test_no_other_plugin_drops_beside_it(other: Any) -> None:
     with pytest.raises(ConflictError, match="victor"):
         attach(kit.model_of("llava"), TEST, other)
