@@ -14,7 +14,7 @@ from transformers import DynamicCache
 from tests.contracts import kit
 from tests.contracts.checks import image_tokens
 from tests.oracle import Dropped, hidden_columns
-from tests.tiny import TinyInputs, tiny_inputs, visual_mask
+from tests.tiny import TinyInputs, row, tiny_inputs, visual_mask
 from tests.tiny.batch import TYPE_IDS
 from vlm_eff import attach
 from vlm_eff.core.errors import CapabilityError
@@ -289,6 +289,18 @@ def hidden_states_are_logical(family: str, plugin: Plugin) -> None:
     left = kit.survivors(handle, inputs)[-1]
     with torch.no_grad():
         kit.same(model.get_output_embeddings()(out.hidden_states[-1])[left], out.logits[left])
+
+
+def hidden_states_equal_those_of_rows(family: str, plugin: Plugin) -> None:
+    """In a batch whose rows keep different tokens every hidden state stands at its own place, as in the row alone."""
+    model, inputs = kit.model_of(family), tiny_inputs(family, (1, 2, 0))
+    real = kit.real(inputs)
+    with attach(model, plugin):
+        batch = kit.forward(model, inputs, output_hidden_states=True).hidden_states
+        for number in range(2):
+            alone = kit.forward(model, row(inputs, number), output_hidden_states=True).hidden_states
+            for many, one in zip(batch, alone, strict=True):
+                kit.same(many[number][real[number]], one[0])
 
 
 def wrapped_equals_plain(

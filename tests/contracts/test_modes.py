@@ -125,6 +125,11 @@ def test_hidden_states_are_at_full_length(family: str) -> None:
     modes.hidden_states_are_logical(family, HARDEST)
 
 
+@pytest.mark.parametrize("family", FEW)
+def test_hidden_states_of_a_batch_equal_those_of_its_rows(family: str) -> None:
+    modes.hidden_states_equal_those_of_rows(family, HARDEST)
+
+
 @pytest.mark.parametrize("layer", range(6))
 @pytest.mark.parametrize("attn", ["sdpa", "eager"])
 @pytest.mark.parametrize("family", ["gemma3", "qwen3_vl", "paligemma"])

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from vlm_eff.core.action import Keep
 from vlm_eff.models.token_map import TokenMap
@@ -295,3 +296,13 @@ def everything_is_a_video(original: Any) -> Any:
         original(self, video=True)
 
     return next_image
+
+
+def by_length(original: Any) -> Any:
+    """Takes whatever has the full length for untouched; fillers of a ragged batch can give it that length."""
+
+    def full_length(call: Any, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        maps = {present.size: present for present in call.maps.values()}
+        return tuple(one if one.shape[1] == call.length else maps[one.shape[1]].scatter(one) for one in states)
+
+    return full_length

@@ -230,6 +230,9 @@ SABOTEURS: dict[str, Saboteur] = {
     "hidden states stay short": Saboteur(
         f"{MODELS}.call.Call.full_length", lambda original: lambda self, states: states,
         checks_modes.hidden_states_are_logical, ("llava", HARDEST)),
+    "a hidden state is put back by its length alone": Saboteur(
+        f"{MODELS}.call.Call.full_length", broken.by_length,
+        checks_modes.hidden_states_equal_those_of_rows, ("llava", HARDEST)),
     "logits that are asked for are taken for candidates": Saboteur(
         f"{MODELS}.runtime.find_spans", broken.forgets_an_image,
         checks_modes.all_logits_drop_the_same, ("llava", HARD["uniform_grid"])),

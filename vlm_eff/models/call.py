@@ -120,10 +120,16 @@ class Call:
         made = spans.slot.new_zeros(self.rows, int(spans.image.max()) + 1)
         return made.scatter_add_(1, spans.image, spans.valid.to(made.dtype))
 
-    def full_length(self, states: Tensor) -> Tensor:
-        """Hidden states of one layer at full length; within a call a length belongs to one map only."""
-        maps = {present.size: present for present in self.maps.values()}
-        return states if states.shape[1] == self.length else maps[states.shape[1]].scatter(states)
+    def full_length(self, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The hidden states a decoder hands out, each at full length: layer 0's input, then every layer's output."""
+        made = []
+        for place, one in enumerate(states):
+            layer = max(place - 1, 0)
+            # a layer before DeepStack features are added has put its output back already
+            back = place > 0 and layer < self.restore_until
+            present = None if back else self.maps.get(layer)
+            made.append(one if present is None else present.scatter(one))
+        return tuple(made)
 
     def close(self) -> None:
         """Let go of keys, masks, tables and embeddings: what a report needs is small."""

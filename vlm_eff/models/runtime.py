@@ -381,7 +381,7 @@ class Runtime:
             return (call.survivors.scatter(output[0]), *output[1:])
         output.last_hidden_state = call.survivors.scatter(output.last_hidden_state)
         if output.get("hidden_states") is not None:
-            output.hidden_states = tuple(call.full_length(states) for states in output.hidden_states)
+            output.hidden_states = call.full_length(output.hidden_states)
         return output
 
 
