@@ -178,9 +178,13 @@ def pooled(model: PreTrainedModel, inputs: TinyInputs, plugin: Plugin, handle: H
     return stack
 
 
+# of the largest number of a state; a merge that moves a token by less is not told from rounding
+_ROUNDING = {torch.float64: 1e-9, torch.float32: 2e-5}
+
+
 def _changed(rows: list[dict[int, Tensor]], index: int, hidden: Tensor) -> dict[int, Tensor]:
     """What was written at a stage: where a state is not what the masked run has there itself, up to rounding."""
-    made, close = {}, 1e-9 if hidden.dtype == torch.float64 else 1e-3
+    made, close = {}, _ROUNDING.get(hidden.dtype, 1e-2)
     for seat, state in rows[index].items():
         if float((state - hidden[seat]).abs().max()) > close * float(hidden[seat].abs().max()):
             made[seat] = state
