@@ -72,7 +72,7 @@ class PrefillReport:
     flops:              decoder FLOPs of this call (2 a multiply-add, causal attention not halved), fillers included
     flops_bare:         the same for the bare model
     host_ms:            wall time between entering and leaving the decoder on the host; not synchronised on a GPU
-    selection_ms:       the part of it in which plugins scored and selected
+    selection_ms:       what plugins took to look at the tower, to score and to select; on the host
     """
 
     rows: int

@@ -61,7 +61,7 @@ class Call:
     was dropped (between a DeepStack layer and the next). `sequence` notes (queries, cached keys) of each hooked layer,
     `attended` who takes part in its attention where that is fewer. `inside` makes the view of the layer that attends.
     `aside` holds the hidden states of registers while the others are at full length, `log_weight` is added to logits.
-    `deciding` adds up the seconds in which plugins scored and selected.
+    `deciding` adds up the seconds in which the tower was looked at and plugins scored and selected.
     """
 
     entry: Entry

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -108,7 +109,9 @@ class Observer:
     def arrive(self, call: Call, embeds: Tensor) -> None:
         """Connect the visual tokens of a prompt, as they enter the decoder [B, S, D], with the tower's runs."""
         if self._tower is not None and call.original is not None:
+            started = time.perf_counter()
             call.tower = self._tower.arrive(call.original, embeds)
+            call.deciding += self._tower.seconds() + time.perf_counter() - started
 
     def at(self, call: Call, layer: int, now: Callable[[], Input]) -> ObservedCall:
         """What can be seen at the input of `layer`; `now()` brings that input to the survivors."""

@@ -7,6 +7,7 @@ decoder's call, so what is seen waits here until the prompt arrives. Rows of att
 from __future__ import annotations
 
 import inspect
+import time
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -66,6 +67,12 @@ class TowerObserver:
             if isinstance(need, TowerAttention | TowerKeys):
                 self._by_block[adapter.block(need.block)].append(need)
         self._runs: list[Seen] = []
+        self._seconds = 0.0
+
+    def seconds(self) -> float:
+        """Time spent on reducing since the last call of this method, on the host."""
+        spent, self._seconds = self._seconds, 0.0
+        return spent
 
     def _resolve(self, need: TowerObservation) -> TowerObservation:
         """The observation with a block number from 0 on and a row that this tower has."""
@@ -118,6 +125,7 @@ class TowerObserver:
                     'Load the model with attn_implementation={"vision_config": "sdpa"}',
                 )
             )
+        started = time.perf_counter()
         scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
         skip = 1 if self._adapter.class_token else 0
         for need in self._by_block[block]:
@@ -126,6 +134,7 @@ class TowerObserver:
             else:
                 made = reduce_attention(query, key, mask, scaling, need.row, need.heads)[:, :, None]
             self._runs[-1].parts[need].append(made[:, skip:].flatten(0, 1))
+        self._seconds += time.perf_counter() - started
 
     def _projected(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
         # called once for each run of the tower; what is projected later are our own merged features
