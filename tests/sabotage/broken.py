@@ -306,3 +306,13 @@ def by_length(original: Any) -> Any:
         return tuple(one if one.shape[1] == call.length else maps[one.shape[1]].scatter(one) for one in states)
 
     return full_length
+
+
+def asks_one_plugin(original: Any) -> Any:
+    """Once a plugin has dropped something, no other one is asked in that call."""
+
+    def ask(self: Any, call: Any, index: int, plugin: Any, *rest: Any) -> Any:
+        others = [stage for stage in call.stages if stage.plugin != plugin.name]
+        return None if others else original(self, call, index, plugin, *rest)
+
+    return ask

@@ -11,7 +11,16 @@ from typing import Any
 import torch
 from transformers.cache_utils import DynamicLayer
 
-from tests.contracts import checks, checks_bypass, checks_cache, checks_life, checks_modes, checks_sets, checks_video
+from tests.contracts import (
+    checks,
+    checks_bypass,
+    checks_cache,
+    checks_life,
+    checks_modes,
+    checks_sets,
+    checks_together,
+    checks_video,
+)
 from tests.contracts.cases import BYPASS_CASES, EASY, HARD, HARDEST, KEEP_ALL
 from tests.contracts.checks_life import Pipe
 from tests.sabotage import broken
@@ -227,6 +236,12 @@ SABOTEURS: dict[str, Saboteur] = {
     "hidden states cost the output": Saboteur(
         f"{MODELS}.runtime.Runtime._decoder_after", always(None),
         checks_modes.hidden_states_come_back, ("llava", HARDEST)),
+    "the second plugin is not asked": Saboteur(
+        f"{MODELS}.runtime.Runtime._ask", broken.asks_one_plugin,
+        checks_together.plugins_together_equal_masking, ("llava", EASY["uniform_grid"], HARDEST)),
+    "two plugins and tokens that are not counted": Saboteur(
+        f"{SLOTS}.grow", lambda original: lambda self, count: self,
+        checks_together.plugins_together_decode_as_masked, ("llava", EASY["uniform_grid"], HARDEST)),
     "hidden states stay short": Saboteur(
         f"{MODELS}.call.Call.full_length", lambda original: lambda self, states: states,
         checks_modes.hidden_states_are_logical, ("llava", HARDEST)),

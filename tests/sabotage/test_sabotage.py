@@ -15,6 +15,7 @@ from tests.contracts import (
     checks_life,
     checks_modes,
     checks_sets,
+    checks_together,
     checks_towers,
     checks_video,
     kit,
@@ -82,6 +83,7 @@ def test_every_check_has_a_saboteur() -> None:
             checks_life,
             checks_modes,
             checks_sets,
+            checks_together,
             checks_towers,
             checks_video,
         )
