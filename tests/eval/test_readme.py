@@ -9,7 +9,7 @@ import typer
 from typer.testing import CliRunner
 
 from vlm_eff.core.errors import StateError
-from vlm_eff.eval import readme, results
+from vlm_eff.eval import readme, results, timings
 from vlm_eff.eval.record import Record
 from vlm_eff.eval.subject import Subject
 from vlm_eff.eval.table import measure
@@ -40,7 +40,7 @@ def small_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(readme, "ROOT", tmp_path)
     page = tmp_path / "methods.md"
     page.write_text(
-        "".join(f"<!-- {name}:begin --><!-- {name}:end -->\n" for name in ("methods", "families", "overhead"))
+        "".join(f"<!-- {name}:begin --><!-- {name}:end -->\n" for name in readme.pages()[readme.METHODS_PAGE])
     )
     monkeypatch.setattr(readme, "METHODS_PAGE", page)
     return path
@@ -126,7 +126,7 @@ def test_speed_table_shows_the_record() -> None:
     }
     config = {"visual_tokens": 576, "text_tokens": 64, "batch": 1, "dtype": "float32", "threads": 2}
     record = Record("prefill", "1", "random LLaVA", config, "2-core CPU", 20, [row])
-    table = readme.speed_table(record)
+    table = timings.speed_table(record)
     assert "| `fastv:layer=2` | 336 | 0.60 | 0.70 [0.60, 0.80] |" in table
     assert "ratios only" in table and "median of 20" in table
 
@@ -140,4 +140,19 @@ def test_overhead_table_shows_the_record() -> None:
 
     config = {"text_tokens": 64, "dtype": "float32", "threads": 1}
     record = Record("overhead", "1", "random LLaVA", config, "CPU", 20, [row(576, 50, 0.04), row(2880, -1, None)])
-    assert "| `fastv` | 2.0 ms | 50 ms | 4.0% | 2.0 ms | -1 ms | nothing saved |" in readme.overhead_table(record)
+    assert "| `fastv` | 2.0 ms | 50 ms | 4.0% | 2.0 ms | -1 ms | nothing saved |" in timings.overhead_table(record)
+
+
+def test_tower_tables_show_their_records() -> None:
+    timed = {
+        "model": "ViT-S", "plugin": "tome:r=13", "tokens": 197, "tokens_left": 41, "flop_ratio": 0.5,
+        "throughput_ratio": 1.6, "time_ratio_interval": [0.5, 0.8],
+    }  # fmt: skip
+    config = {"batch": 8, "dtype": "float32", "threads": 1, "saliency": "s", "images": ["cat"], "side": 224}
+    table = timings.towers_table(Record("towers", "1", "ViT", config, "CPU", 5, [timed]))
+    assert "| ViT-S | `tome:r=13` | 41 of 197 | 0.50 | x2.00 | x1.60 [1.25, 2.00] |" in table
+    row = {"tokens_left": 9.0, "patch_cosine": 0.9, "class_cosine": 0.95, "saliency_rank": 0.8}
+    rows = [{"plugin": "low", "flop_ratio": 0.3} | row, {"plugin": "high", "flop_ratio": 0.7} | row]
+    table = timings.features_table(Record("features", "1", "DINOv2", config, "CPU", 1, rows))
+    assert table.index("`high`") < table.index("`low`")
+    assert "| `low` | 9 | 0.30 | 0.900 | 0.950 | 0.800 |" in table

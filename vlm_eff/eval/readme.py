@@ -18,14 +18,17 @@ import vlm_eff
 from vlm_eff.core.errors import StateError, explain
 from vlm_eff.eval.catalogue import families_text, method_rows
 from vlm_eff.eval.loading import quiet_libraries
-from vlm_eff.eval.record import Record, read_record
+from vlm_eff.eval.record import read_record
 from vlm_eff.eval.results import results_page, summary_table
 from vlm_eff.eval.table import RECORD
+from vlm_eff.eval.timings import features_table, overhead_table, speed_table, towers_table
 from vlm_eff.models.adapter import FAMILIES
 
 ROOT = Path(vlm_eff.__file__).resolve().parents[1]
 SPEED_RECORD = Path("benchmarks/results/prefill.json")
 OVERHEAD_RECORD = Path("benchmarks/results/overhead.json")
+TOWERS_RECORD = Path("benchmarks/results/towers.json")
+FEATURES_RECORD = Path("benchmarks/results/features.json")
 README = ROOT / "README.md"
 METHODS_PAGE = ROOT / "docs" / "methods.md"
 
@@ -34,7 +37,7 @@ def pages() -> dict[Path, tuple[str, ...]]:
     """Every page with generated parts, and the names of their markers."""
     return {
         README: ("output", "methods", "results", "speed"),
-        METHODS_PAGE: ("methods", "families", "overhead"),
+        METHODS_PAGE: ("methods", "families", "overhead", "towers", "features"),
     }
 
 
@@ -61,6 +64,8 @@ def _part(name: str, text: str) -> str:
         "families": (RECORD, results_page),
         "speed": (SPEED_RECORD, speed_table),
         "overhead": (OVERHEAD_RECORD, overhead_table),
+        "towers": (TOWERS_RECORD, towers_table),
+        "features": (FEATURES_RECORD, features_table),
     }[name]
     record = ROOT / path
     return show(read_record(record)) if record.is_file() else "Not measured yet: `make bench`."
@@ -87,54 +92,6 @@ def method_table() -> str:
         if row.room != "third party"
     ]
     return "\n".join([*lines, "", f"Families with an adapter: {', '.join(FAMILIES)}."])
-
-
-def speed_table(record: Record) -> str:
-    """The record of `benchmarks/prefill.py` as a Markdown table."""
-    config = record.config
-    lines = ["| plugin | n_eq | FLOPs | prefill time |", "|---|---|---|---|"]
-    for row in record.result:
-        low, high = row["time_ratio_interval"]
-        time = f"{row['time_ratio']:.2f} [{low:.2f}, {high:.2f}]"
-        lines.append(f"| `{row['plugin']}` | {row['n_eq']:.0f} | {row['flop_ratio']:.2f} | {time} |")
-    kind = "ratios only" if "CPU" in record.device else "ratios"
-    note = (
-        f"With the plugin / bare, {kind}: median of {record.n} interleaved pairs [95 % interval], tower included. "
-        f"Model: {record.model}, {config['visual_tokens']} visual and {config['text_tokens']} text tokens, "
-        f"batch {config['batch']}, {config['dtype']}, {config['threads']} thread(s), {record.device}, {record.date}."
-    )
-    return "\n".join([*lines, "", note])
-
-
-def overhead_table(record: Record) -> str:
-    """The record of `benchmarks/overhead.py` as a Markdown table: one line a method, one pair of columns a length."""
-    lengths = list(dict.fromkeys(row["visual_tokens"] for row in record.result))
-    rows = {(row["plugin"], row["visual_tokens"]): row for row in record.result}
-    titles = " | ".join(f"{n} tokens: selecting | saved | share" for n in lengths)
-    lines = [f"| plugin | {titles} |", "|" + "---|" * (1 + 3 * len(lengths))]
-    for plugin in dict.fromkeys(row["plugin"] for row in record.result):
-        cells = []
-        for length in lengths:
-            row = rows.get((plugin, length))
-            share = None if row is None else row["share_of_saving"]
-            cells += (
-                ["-"] * 3
-                if row is None
-                else [
-                    f"{row['selection_ms']:.1f} ms",
-                    f"{row['bare_ms'] - row['attached_ms']:.0f} ms",
-                    "nothing saved" if share is None else f"{share:.1%}",
-                ]
-            )
-        lines.append(f"| `{plugin}` | {' | '.join(cells)} |")
-    config = record.config
-    note = (
-        "Time a method takes to score and select, the prefill time it saves, and the first as a share of the second: "
-        f"medians of {record.n} interleaved pairs (a quarter of them for the longer prompt). Absolute times are of "
-        f"this machine, the share is what counts. Model: {record.model}, {config['text_tokens']} text tokens, "
-        f"{config['dtype']}, {config['threads']} thread(s), {record.device}, {record.date}."
-    )
-    return "\n".join([*lines, "", note])
 
 
 def _linked(paper: str) -> str:

@@ -18,7 +18,8 @@ def summary_table(record: Record) -> str:
     tokens, budgets = _tokens(record), _budgets(record)
     shares = [f"{budget / tokens:.0%}" for budget in budgets]
     rows = {(row["method"], row["n_eq_asked"]): row for row in record.result["rows"]}
-    at_budget = [row["method"] for row in record.result["rows"] if row["n_eq_asked"] is not None]
+    # a method with arguments behind it is a variant, which only the page shows
+    at_budget = [row["method"] for row in record.result["rows"] if row["n_eq_asked"] and ":" not in row["method"]]
     names = list(dict.fromkeys(at_budget))
     names = sorted(names, key=lambda name: (name in BASELINES, name))
     columns = [("scenes", _scenes), ("locate", _locate), ("easy-VQA", _easy)]

@@ -19,7 +19,7 @@ from rich.progress import Progress
 import vlm_eff
 from vlm_eff.core.errors import ConfigError
 from vlm_eff.core.registry import METHODS
-from vlm_eff.eval.budgets import Setting, reach, sizes_of
+from vlm_eff.eval.budgets import Setting, Sizes, reach, sizes_of
 from vlm_eff.eval.calibrate import mean_n_eq
 from vlm_eff.eval.compare import Arm, compare, timing_label
 from vlm_eff.eval.loading import load_subject, quiet_libraries
@@ -28,11 +28,18 @@ from vlm_eff.eval.subject import Subject, open_image
 from vlm_eff.models.attach import attach
 from vlm_eff.reference.evaluate import Sample, easy_vqa_samples, evaluate_reference, scene_samples
 from vlm_eff.reference.machine import describe_device
+from vlm_eff.tokens import for_budget
 
 RECORD = Path("benchmarks/results/bundled_vlm.json")
 SHARES = (1 / 2, 1 / 4, 1 / 9)
 # methods whose count follows from picture and question: measured with their defaults as well
 OWN_COUNT = ("atp", "pixelprune", "prumerge", "prumerge_plus", "zipvl_attention")
+# other settings of methods that lose to a blind baseline, to tell which of their parts loses: method, arguments, share
+VARIANTS: tuple[tuple[str, dict[str, Any], float], ...] = (
+    ("sparsevlm", {"layers": (2, 4, 6)}, 1 / 2),
+    ("v2drop", {"schedule": "paper"}, 1 / 2),
+    ("prumerge", {"neighbours": 1}, 1 / 4),
+)
 # why a training-free method has no row
 _VIDEO = "acts on videos; a picture passes untouched"
 EXEMPT: dict[str, str] = {
@@ -82,7 +89,9 @@ def measure(
             settings.append(Setting(method, n_eq, reach(method, n_eq, sizes)))
         except ConfigError as error:
             unreachable.append({"method": method, "n_eq_asked": n_eq, "reason": str(error)})
-    settings += [Setting(method, None, METHODS.get(method).make()) for method in OWN_COUNT if methods is None]
+    if methods is None:
+        settings += [Setting(method, None, METHODS.get(method).make()) for method in OWN_COUNT]
+        settings += [_variant(sizes, *variant) for variant in VARIANTS]
     with Progress(transient=True) as bar:
         for setting in bar.track(settings, description="asking"):
             made = setting.plugin.to_dict()
@@ -108,6 +117,13 @@ def measure(
         n=len(easy) + len(scenes),
         result={"easy_vqa_n": len(easy), "scenes_n": len(scenes), "rows": rows, "unreachable": unreachable},
     )
+
+
+def _variant(sizes: Sizes, method: str, arguments: dict[str, Any], share: float) -> Setting:
+    n_eq = round(share * sizes.visual_tokens)
+    made = for_budget(method, n_eq=n_eq, visual_tokens=sizes.visual_tokens, num_layers=sizes.num_layers, **arguments)
+    label = ",".join(f"{name}={value}".replace(" ", "") for name, value in arguments.items())
+    return Setting(f"{method}:{label}", n_eq, made)
 
 
 def _timed(subject: Subject, setting: Setting, picture: Any, sample: Sample, pairs: int) -> Arm:
