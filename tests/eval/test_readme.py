@@ -135,12 +135,14 @@ def test_overhead_table_shows_the_record() -> None:
     def row(length: int, saved: float, share: float | None) -> dict[str, Any]:
         return {
             "plugin": "fastv", "visual_tokens": length, "selection_ms": 2.0, "bare_ms": 100.0,
-            "attached_ms": 100.0 - saved, "share_of_saving": share,
+            "attached_ms": 100.0 - saved, "share_of_saving": share, "pairs": 5,
         }  # fmt: skip
 
     config = {"text_tokens": 64, "dtype": "float32", "threads": 1}
     record = Record("overhead", "1", "random LLaVA", config, "CPU", 20, [row(576, 50, 0.04), row(2880, -1, None)])
-    assert "| `fastv` | 2.0 ms | 50 ms | 4.0% | 2.0 ms | -1 ms | nothing saved |" in timings.overhead_table(record)
+    table = timings.overhead_table(record)
+    assert "| `fastv` | 2.0 ms | 50 ms | 4.0% | 2.0 ms | -1 ms | nothing saved |" in table
+    assert "(5 for 576 tokens, 5 for 2880 tokens)" in table
 
 
 def test_tower_tables_show_their_records() -> None:

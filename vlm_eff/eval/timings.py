@@ -44,13 +44,18 @@ def overhead_table(record: Record) -> str:
             )
         lines.append(f"| `{plugin}` | {' | '.join(cells)} |")
     config = record.config
+    pairs = ", ".join(f"{count} for {length} tokens" for length, count in _pairs(record).items())
     note = (
-        "Time a method takes to score and select, the prefill time it saves, and the first as a share of the second: "
-        f"medians of {record.n} interleaved pairs (a quarter of them for the longer prompt). Absolute times are of "
-        f"this machine, the share is what counts. Model: {record.model}, {config['text_tokens']} text tokens, "
-        f"{config['dtype']}, {config['threads']} thread(s), {record.device}, {record.date}."
+        "Time a method takes to look at the tower, to score and to select, the prefill time it saves, and the first as "
+        f"a share of the second: medians of interleaved pairs ({pairs}). Absolute times are of this machine, the share "
+        f"is what counts. Model: {record.model}, {config['text_tokens']} text tokens, {config['dtype']}, "
+        f"{config['threads']} thread(s), {record.device}, {record.date}."
     )
     return "\n".join([*lines, "", note])
+
+
+def _pairs(record: Record) -> dict[int, int]:
+    return {row["visual_tokens"]: row["pairs"] for row in record.result}
 
 
 def towers_table(record: Record) -> str:
