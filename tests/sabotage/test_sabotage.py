@@ -1,8 +1,10 @@
 """Every contract check turns red when the library is broken in the way it watches for."""
 
+import importlib
 import inspect
 import pkgutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,14 +12,6 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from tests.contracts import (
     checks,
-    checks_bypass,
-    checks_cache,
-    checks_life,
-    checks_modes,
-    checks_sets,
-    checks_together,
-    checks_towers,
-    checks_video,
     kit,
 )
 from tests.sabotage.saboteurs import SABOTEURS as DECODER_SABOTEURS
@@ -73,20 +67,14 @@ def test_a_saboteur_is_caught(name: str, monkeypatch: pytest.MonkeyPatch) -> Non
     assert hits or replacement is made, "the check never came near the saboteur"
 
 
+FOLDER = Path(checks.__file__).parent
+CHECKS = [importlib.import_module(f"tests.contracts.{path.stem}") for path in sorted(FOLDER.glob("checks*.py"))]
+
+
 def test_every_check_has_a_saboteur() -> None:
     known = {
         name
-        for module in (
-            checks,
-            checks_bypass,
-            checks_cache,
-            checks_life,
-            checks_modes,
-            checks_sets,
-            checks_together,
-            checks_towers,
-            checks_video,
-        )
+        for module in CHECKS
         for name, made in vars(module).items()
         if inspect.isfunction(made) and made.__module__ == module.__name__ and not name.startswith("_")
     }

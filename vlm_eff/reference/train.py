@@ -16,6 +16,7 @@ import torch
 import typer
 
 from .batches import BatchMaker
+from .checkpoint import checkpoint_in
 from .export import export_model
 from .model import build_model, preset
 from .record import write_training_record
@@ -48,12 +49,7 @@ def train(
         "learning_rate": learning_rate, "tower_share": tower_share, "easy_share": easy_share,
         "optimiser": optimiser, "compiled": compile_layers,
     }  # fmt: skip
-    if (minutes is None) == (steps is None):
-        raise typer.BadParameter("got both or neither of --minutes and --steps; accepted is one of them; give one")
-    checkpoint = output / "checkpoint.pt"
-    if not resume and checkpoint.exists():
-        raise typer.BadParameter(f"got {output}, which holds a checkpoint; use --resume or another folder")
-    output.mkdir(parents=True, exist_ok=True)
+    checkpoint = checkpoint_in(output, resume=resume, minutes=minutes, steps=steps)
     place = _join_workers(device)
     processor = build_processor()
     model = build_model(preset(size), processor, seed)

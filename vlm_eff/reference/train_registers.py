@@ -22,6 +22,7 @@ from vlm_eff.tokens import victor
 
 from . import load_reference
 from .batches import Batch, BatchMaker
+from .checkpoint import checkpoint_in, read_checkpoint, write_checkpoint
 from .machine import describe_device, package_versions
 from .schedule import Schedule
 
@@ -86,19 +87,15 @@ class RegisterTrainer:
 
     def save(self, path: Path) -> None:
         """Write the whole state; an interrupted write leaves the earlier checkpoint."""
-        part = path.with_suffix(".part")
         state = {
             "weights": self.weights.state_dict(), "optimiser": self.optimiser.state_dict(), "step": self.step,
             "seconds": self.seconds, "curve": json.dumps(self.curve), "recent": self._recent,
         }  # fmt: skip
-        torch.save(state, part)
-        part.replace(path)
+        write_checkpoint(path, state)
 
     def load(self, path: Path) -> None:
         """Go on from a checkpoint."""
-        if not path.is_file():
-            raise FileNotFoundError(f"got {path}, which is not there; accepted is a checkpoint; leave out --resume")
-        state = torch.load(path, weights_only=True)
+        state = read_checkpoint(path)
         self.weights.load_state_dict(state["weights"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.step, self.seconds = state["step"], state["seconds"]
@@ -154,12 +151,7 @@ def train_registers(
         "registers": registers, "layer": layer, "init": init, "minutes": minutes, "steps": steps, "seed": seed,
         "batch_size": batch_size, "learning_rate": learning_rate, "easy_share": easy_share,
     }  # fmt: skip
-    if (minutes is None) == (steps is None):
-        raise typer.BadParameter("got both or neither of --minutes and --steps; accepted is one of them; give one")
-    checkpoint = output / "checkpoint.pt"
-    if not resume and checkpoint.exists():
-        raise typer.BadParameter(f"got {output}, which holds a checkpoint; use --resume or another folder")
-    output.mkdir(parents=True, exist_ok=True)
+    checkpoint = checkpoint_in(output, resume=resume, minutes=minutes, steps=steps)
     model, processor = load_reference()
     maker = BatchMaker(processor, batch_size, seed, easy_share)
     trainer = RegisterTrainer(model, maker, Schedule(minutes, steps, learning_rate, 0.0), registers, layer, init)

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import LlavaForConditionalGeneration
 
 from .batches import PREFIX_LENGTH, Batch, BatchMaker
+from .checkpoint import read_checkpoint, write_checkpoint
 from .dense import DenseHead
 from .model import VISUAL_TOKENS
 from .naming import naming_loss, word_ids
@@ -204,21 +205,17 @@ class Trainer:
 
     def save(self, path: Path) -> None:
         """Write the whole state; an interrupted write leaves the earlier checkpoint."""
-        part = path.with_suffix(".part")
         state = {
             "model": self.model.state_dict(), "head": self.head.state_dict(), "average": self.average,
             "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
             "step": self.step, "stage_step": self.stage_step, "images": self.images,
             "answering": self.answering, "seconds": self.seconds,
         }  # fmt: skip
-        torch.save(state, part)
-        part.replace(path)
+        write_checkpoint(path, state)
 
     def load(self, path: Path) -> None:
         """Go on from a checkpoint."""
-        if not path.is_file():
-            raise FileNotFoundError(f"got {path}, which is not there; accepted is a checkpoint; leave out --resume")
-        state = torch.load(path, map_location=self.device, weights_only=True)
+        state = read_checkpoint(path, self.device)
         self.model.load_state_dict(state["model"])
         self.head.load_state_dict(state["head"])
         self.average = state["average"]

@@ -5,6 +5,7 @@ Tokens of images score 0; the selections of `select_video.py` never let them go.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -30,12 +31,7 @@ class FrameNovelty:
         return ()
 
     def __call__(self, view: View) -> Tensor:
-        hidden = view.visual_hidden()
-        parts = []
-        for film in films(view.spans):
-            before = list(range(-1, len(film.frames) - 1))
-            parts.append((film, novelty(film.values(hidden), film.present, before, NEW)))
-        return spread_back(view, parts)
+        return _against(view, lambda frame: frame - 1)
 
 
 @part
@@ -47,12 +43,16 @@ class WindowNovelty:
         return ()
 
     def __call__(self, view: View) -> Tensor:
-        hidden = view.visual_hidden()
-        parts = []
-        for film in films(view.spans):
-            reference = [references(number) for number in range(len(film.frames))]
-            parts.append((film, novelty(film.values(hidden), film.present, reference, NEW)))
-        return spread_back(view, parts)
+        return _against(view, references)
+
+
+def _against(view: View, reference: Callable[[int], int]) -> Tensor:
+    """How new each video token is against the same place in another frame: `reference(frame)`, -1 for none."""
+    hidden, parts = view.visual_hidden(), []
+    for film in films(view.spans):
+        frames = [reference(number) for number in range(len(film.frames))]
+        parts.append((film, novelty(film.values(hidden), film.present, frames, NEW)))
+    return spread_back(view, parts)
 
 
 def references(frame: int) -> int:
