@@ -15,6 +15,7 @@ class TowerReport:
     processed: tokens that each block's MLP computes, the same way
     left:      tokens of each image behind the last block, before every original token got its feature back
     flops, flops_bare: FLOPs of the blocks (2 a multiply-add); embedding, projector and head are left out
+    selection_ms: time in which plugins scored and selected, on the host
     """
 
     tower: str
@@ -25,6 +26,7 @@ class TowerReport:
     left: tuple[int, ...]
     flops: float
     flops_bare: float
+    selection_ms: float = 0.0
 
     def line(self) -> str:
         """One row of the printed table."""

@@ -73,6 +73,7 @@ def _report(tower: Tower, run: Run) -> TowerReport:
         left=tuple(last.lengths if valid is None else valid.sum(1).tolist()),
         flops=flops,
         flops_bare=bare,
+        selection_ms=run.deciding * 1e3,
     )
 
 

@@ -51,6 +51,7 @@ class Run:
     attended: dict[int, Layout] = field(default_factory=dict)
     processed: dict[int, Layout] = field(default_factory=dict)
     borders: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    deciding: float = 0.0
 
     @property
     def start(self) -> Tokens:

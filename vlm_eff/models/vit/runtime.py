@@ -11,6 +11,7 @@ Block, after     hidden states of what is left, and back to full length: whateve
 from __future__ import annotations
 
 import inspect
+import time
 from collections import defaultdict
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -123,7 +124,7 @@ class TowerRuntime:
         run.cursor, run.pending = 0, None
         padded = self._padded(run, hidden)
         for site, plugin in self._at.get((index, "before"), ()):
-            action = plugin.at(site, self._view(run, index, index - 1, padded))
+            action = self._ask(run, plugin, site, index - 1, padded)
             if action is not None:
                 size, run.tokens = run.tokens.size, run.tokens.after(action, padded)
                 run.fused = run.fused or getattr(action, "fuse", None) is not None
@@ -135,6 +136,12 @@ class TowerRuntime:
             return None
         made = run.tokens.now.pack(padded)
         return ((made, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": made})
+
+    def _ask(self, run: Run, plugin: Plugin, site: TowerSite, looked: int, padded: Tensor) -> Any:
+        started = time.perf_counter()
+        action = plugin.at(site, self._view(run, site.block, looked, padded))
+        run.deciding += time.perf_counter() - started
+        return action
 
     def _padded(self, run: Run, hidden: Tensor) -> Tensor:
         """States of what is left [I, T, D] from what a block is given."""
@@ -198,7 +205,7 @@ class TowerRuntime:
             return None
         padded = run.tokens.now.pad(args[0])
         for site, plugin in self._at[(index, "inside")]:
-            action = plugin.at(site, self._view(run, index, index, padded))
+            action = self._ask(run, plugin, site, index, padded)
             if action is None:
                 continue
             after = run.tokens.after(action, padded)
