@@ -38,7 +38,7 @@ def overhead_table(record: Record) -> str:
                 if row is None
                 else [
                     f"{row['selection_ms']:.1f} ms",
-                    f"{row['bare_ms'] - row['attached_ms']:.0f} ms",
+                    f"{row['saved_ms']:.0f} ms",
                     "nothing saved" if share is None else f"{share:.1%}",
                 ]
             )
