@@ -140,10 +140,11 @@ class BindContext:
         if self.num_blocks is None:
             # bound for its numbers alone, to no model
             return
-        if need.block is not None and not -self.num_blocks <= need.block < self.num_blocks:
+        whole = need.block is None or (isinstance(need.block, int) and not isinstance(need.block, bool))
+        if not whole or (need.block is not None and not -self.num_blocks <= need.block < self.num_blocks):
             raise CapabilityError(
                 explain(
-                    f"{plugin} wants tower block {need.block}, this {self.family} tower has {self.num_blocks}",
+                    f"{plugin} wants tower block {need.block!r}, this {self.family} tower has {self.num_blocks}",
                     f"blocks {-self.num_blocks} to {self.num_blocks - 1}",
                     "Choose a block that exists",
                 )

@@ -115,6 +115,11 @@ class Keep:
         return torch.tensor(made, dtype=torch.long, device=current.device).view(current.shape)
 
 
+def is_number(value: object) -> bool:
+    """True for a finite int or float that is no bool."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def check_ratio(name: str, value: float | None) -> None:
     """Raise `ConfigError` unless `value` is None or a fraction in (0, 1]."""
     if value is None:

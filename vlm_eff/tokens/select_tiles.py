@@ -13,7 +13,7 @@ from vlm_eff.core.config import part
 from vlm_eff.core.errors import ConfigError, explain
 from vlm_eff.core.plugin import Observation, TowerAttention
 from vlm_eff.importance.adaptive import share_out
-from vlm_eff.importance.keep import Keep
+from vlm_eff.importance.keep import Keep, is_number
 from vlm_eff.importance.select import top_k_per_group
 from vlm_eff.models.view import View
 
@@ -38,7 +38,7 @@ class TileBudgets:
     faithful: bool = False
 
     def __post_init__(self) -> None:
-        if isinstance(self.overview, bool) or not 0 <= self.overview <= 1:
+        if not is_number(self.overview) or not 0 <= self.overview <= 1:
             raise ConfigError(explain(f"overview={self.overview!r}", "a fraction in [0, 1]", "Give the share"))
 
     def _wanted(self) -> TowerAttention:

@@ -10,7 +10,7 @@ from torch import Tensor
 from vlm_eff.core.config import part
 from vlm_eff.core.errors import ConfigError, explain
 from vlm_eff.importance.adaptive import share_out
-from vlm_eff.importance.keep import Keep
+from vlm_eff.importance.keep import Keep, is_number
 from vlm_eff.importance.segments import curvature, frame_vectors
 from vlm_eff.importance.select import top_k_per_group
 from vlm_eff.models.view import View
@@ -48,7 +48,7 @@ class CurvatureBudget:
     temperature: float = 0.7
 
     def __post_init__(self) -> None:
-        if isinstance(self.temperature, bool) or not 0 < self.temperature < float("inf"):
+        if not is_number(self.temperature) or self.temperature <= 0:
             raise ConfigError(explain(f"temperature={self.temperature!r}", "a number above 0", "Give a temperature"))
 
     def __call__(self, scores: Tensor, view: View, keep: Keep) -> Tensor:

@@ -15,6 +15,7 @@ from vlm_eff.core.errors import CapabilityError, ConfigError, explain
 from vlm_eff.core.plugin import BindContext, Plugin
 from vlm_eff.core.resources import Resource
 from vlm_eff.core.tower import TowerKeep, TowerSite
+from vlm_eff.importance.keep import is_number
 from vlm_eff.importance.select import from_mask, top_k
 from vlm_eff.importance.similarity import normalised
 from vlm_eff.models.vit.view import TowerView
@@ -45,10 +46,11 @@ class TowerDropper(Plugin):
     depth: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 < self.keep_ratio <= 1 or not 0 <= self.similar < self.keep_ratio:
+        numbers = is_number(self.keep_ratio) and is_number(self.similar)
+        if not numbers or not 0 < self.keep_ratio <= 1 or not 0 <= self.similar < self.keep_ratio:
             raise ConfigError(
                 explain(
-                    f"keep_ratio={self.keep_ratio}, similar={self.similar}",
+                    f"keep_ratio={self.keep_ratio!r}, similar={self.similar!r}",
                     "keep_ratio in (0, 1], similar from 0 to below keep_ratio",
                     "Give fractions of the patches that are left at a block",
                 )

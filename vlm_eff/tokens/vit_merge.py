@@ -13,6 +13,7 @@ from vlm_eff.core.plugin import BindContext, Plugin
 from vlm_eff.core.resources import Resource
 from vlm_eff.core.tower import TowerMerge, TowerSite
 from vlm_eff.importance.bipartite import bipartite_match
+from vlm_eff.importance.keep import is_number
 from vlm_eff.models.vit.view import TowerView
 
 
@@ -41,10 +42,12 @@ class MergeSchedule:
             )
         counts = self.listed if self.listed is not None else (self.pairs or 0,)
         whole = all(isinstance(count, int) and not isinstance(count, bool) and count >= 0 for count in counts)
-        if not whole or not -1 <= self.inflect <= 1 or not 0 <= (self.ratio or 0.0) < 0.5:
+        ratio = 0.0 if self.ratio is None else self.ratio
+        numbers = is_number(self.inflect) and is_number(ratio)
+        if not whole or not numbers or not -1 <= self.inflect <= 1 or not 0 <= ratio < 0.5:
             raise ConfigError(
                 explain(
-                    f"r={counts}, inflect={self.inflect}, r_ratio={self.ratio}",
+                    f"r={counts}, inflect={self.inflect!r}, r_ratio={self.ratio!r}",
                     "whole numbers of at least 0, an inflection from -1 to 1, a ratio from 0 to below 0.5",
                     "Correct the schedule",
                 )
@@ -120,5 +123,8 @@ def merge_schedule(r: int | Sequence[float] | None, r_ratio: float | None, infle
     if r is None or isinstance(r, int):
         return MergeSchedule(pairs=r, ratio=r_ratio, inflect=inflect)
     if isinstance(r, tuple) and len(r) == 2 and isinstance(r[1], float):
-        return MergeSchedule(pairs=int(r[0]), ratio=r_ratio, inflect=float(r[1]))
+        return MergeSchedule(pairs=int(r[0]), ratio=r_ratio, inflect=r[1])
+    if not isinstance(r, Sequence) or isinstance(r, str):
+        accepted = "a whole number, a pair (r, inflect), or a list with one number a block"
+        raise ConfigError(explain(f"r={r!r}", accepted, "Give the pairs to merge"))
     return MergeSchedule(listed=tuple(r), ratio=r_ratio)  # type: ignore[arg-type]

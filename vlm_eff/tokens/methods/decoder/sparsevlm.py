@@ -8,7 +8,7 @@ from typing import Literal
 
 from vlm_eff.core.errors import ConfigError, explain
 from vlm_eff.core.registry import method
-from vlm_eff.importance.keep import Keep, check_ratio
+from vlm_eff.importance.keep import Keep, check_choice, check_ratio
 from vlm_eff.tokens.reduce.drop import Drop
 from vlm_eff.tokens.reduce.recycle import Recycle
 from vlm_eff.tokens.reducer import TokenReducer
@@ -63,6 +63,7 @@ def sparsevlm(
     check_ratio("keep_ratio", keep_ratio)
     check_layers(layers, count=3)
     keeps = _keeps(keep_ratio, counts, recycle)
+    check_choice("faithful", faithful, (False, True))
     places = [{"layer": at} for at in layers] if layers else [{"depth": (at + faithful) / 32} for at in _LAYERS]
     score = RaterAttention(heads)
     stages = tuple(Stage(keep, score=score, **place) for keep, place in zip(keeps, places, strict=True))  # type: ignore[arg-type]

@@ -16,6 +16,7 @@ from vlm_eff.core.plugin import BindContext, Observation, Plugin, Site, TowerKep
 from vlm_eff.core.registry import method
 from vlm_eff.core.resources import Resource
 from vlm_eff.core.tower import Cells, TowerKeep, TowerSite
+from vlm_eff.importance.keep import is_number
 from vlm_eff.importance.predict import predicted_cells
 from vlm_eff.importance.select import from_mask
 from vlm_eff.models.vit.view import TowerView
@@ -46,7 +47,7 @@ def pixelprune(tau: float = 0.0, std: Sequence[float] | None = None) -> PixelPru
     Raises:
         ConfigError: a negative tau, or a std that is not three positive numbers.
     """
-    return PixelPrune(float(tau), None if std is None else tuple(float(value) for value in std))
+    return PixelPrune(tau, None if std is None else tuple(std))
 
 
 @part
@@ -59,10 +60,10 @@ class PixelPrune(Plugin):
     decoder: bool = False
 
     def __post_init__(self) -> None:
-        good = self.std is None or (len(self.std) == 3 and all(value > 0 for value in self.std))
-        if self.tau < 0 or not good:
+        good = self.std is None or (len(self.std) == 3 and all(is_number(value) and value > 0 for value in self.std))
+        if not is_number(self.tau) or self.tau < 0 or not good:
             raise ConfigError(
-                explain(f"tau={self.tau}, std={self.std}", "tau of at least 0, three positive std", "Correct them")
+                explain(f"tau={self.tau!r}, std={self.std}", "tau of at least 0, three positive std", "Correct them")
             )
 
     @property
