@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tests.oracle import _causal, decoder_layers
+from tests.oracle import decoder_layers, explicit_mask
 
 
 @contextmanager
@@ -58,9 +58,9 @@ class _Plan:
             new = self.registers.to(hidden.dtype) if index == 0 else self.aside
             mask = kwargs.get("attention_mask")
             if mask is None:
-                mask = _causal(module.self_attn, torch.arange(length), length, hidden)
+                mask = explicit_mask(module.self_attn, torch.arange(length), length, hidden)
             seen = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
-            seen = self._extend(seen.expand(batch, 1, length, length), index, module.self_attn.is_causal)
+            seen = self._extend(seen.expand(batch, 1, length, length), index, module.self_attn.isexplicit_mask)
             if mask.dtype != torch.bool:
                 seen = torch.zeros(seen.shape, dtype=mask.dtype).masked_fill(~seen, torch.finfo(mask.dtype).min)
             tables = []

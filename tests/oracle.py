@@ -81,7 +81,7 @@ def _hide(index: int, gone: Tensor) -> Callable[..., tuple[tuple[Any, ...], dict
         mask = kwargs.get("attention_mask")
         if mask is None:
             columns = length if cache is None else cache.get_mask_sizes(length, index)[0]
-            mask = _causal(layer.self_attn, queries, columns, hidden)
+            mask = explicit_mask(layer.self_attn, queries, columns, hidden)
         # The last column is always the newest token; a sliding layer has dropped columns at the front.
         keys = torch.arange(past + length - mask.shape[-1], past + length, device=hidden.device)
         rows = gone.to(hidden.device).repeat_interleave(batch // gone.shape[0], dim=0)
@@ -97,7 +97,7 @@ def _hide(index: int, gone: Tensor) -> Callable[..., tuple[tuple[Any, ...], dict
     return hook
 
 
-def _causal(attention: Any, queries: Tensor, columns: int, hidden: Tensor) -> Tensor:
+def explicit_mask(attention: Any, queries: Tensor, columns: int, hidden: Tensor) -> Tensor:
     """The explicit form [B, 1, Q, K] of a mask that the model left out, which it does only without padding."""
     last = int(queries[-1])
     keys = torch.arange(last + 1 - columns, last + 1, device=queries.device)
