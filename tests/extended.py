@@ -60,7 +60,7 @@ class _Plan:
             if mask is None:
                 mask = explicit_mask(module.self_attn, torch.arange(length), length, hidden)
             seen = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
-            seen = self._extend(seen.expand(batch, 1, length, length), index, module.self_attn.isexplicit_mask)
+            seen = self._extend(seen.expand(batch, 1, length, length), index, module.self_attn.is_causal)
             if mask.dtype != torch.bool:
                 seen = torch.zeros(seen.shape, dtype=mask.dtype).masked_fill(~seen, torch.finfo(mask.dtype).min)
             tables = []
