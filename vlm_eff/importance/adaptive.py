@@ -4,6 +4,7 @@ shared out. Every rule looks at one row alone; none at its neighbours in the bat
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from fractions import Fraction
 
@@ -104,19 +105,20 @@ def apportion(weights: Tensor, total: Tensor, cap: Tensor, floor: int = 0) -> Te
     return torch.tensor(made, dtype=torch.long, device=weights.device).view(cap.shape)
 
 
-def share_out(weights: Sequence[float], total: int, cap: Sequence[int], floor: int = 0) -> list[int]:
-    """`apportion` for one row."""
+def share_out(weights: Sequence[float], total: int, cap: Sequence[int], floor: int | Sequence[int] = 0) -> list[int]:
+    """`apportion` for one row; `floor` may be a number for each group."""
     total = min(total, sum(cap))
-    low = [min(floor, limit) for limit in cap]
+    least = [floor] * len(cap) if isinstance(floor, int) else floor
+    low = [min(bound, limit) for bound, limit in zip(least, cap, strict=True)]
     if total <= sum(low):
         # equal weights under the floors themselves as caps: nobody is far from the floor while another is at it
         return _rounded(_quotas([Fraction(1)] * len(cap), total, [0] * len(cap), low), total)
     heavy = [Fraction(max(weight, 0.0)) for weight in weights]
-    reach = sum(limit if weight else least for weight, limit, least in zip(heavy, cap, low, strict=True))
+    reach = sum(limit if weight else bound for weight, limit, bound in zip(heavy, cap, low, strict=True))
     if reach < total:
         # even with all the others full there is something left: groups of weight 0 share it evenly
         light = [Fraction(not weight) for weight in heavy]
-        low = [least if extra else limit for extra, limit, least in zip(light, cap, low, strict=True)]
+        low = [bound if extra else limit for extra, limit, bound in zip(light, cap, low, strict=True)]
         heavy = light
     return _rounded(_quotas(heavy, total, low, list(cap)), total)
 
@@ -128,15 +130,15 @@ def _quotas(weights: list[Fraction], total: int, low: list[int], high: list[int]
         return [min(Fraction(b), max(Fraction(a), scale * w)) for w, a, b in zip(weights, low, high, strict=True)]
 
     bounded = zip(weights, low, high, strict=True)
-    turns: set[Fraction] = {Fraction(bound) / weight for weight, *both in bounded if weight for bound in both}
-    below = Fraction(0)
-    for turn in sorted(turns):
-        if sum(at(turn)) >= total:
-            first, second = (sum(at(scale), Fraction(0)) for scale in (below, turn))
-            part = (total - first) / (second - first) if second > first else Fraction(0)
-            return at(below + (turn - below) * part)
-        below = turn
-    return at(below)
+    turns = sorted({Fraction(bound) / weight for weight, *both in bounded if weight for bound in both})
+    # the sum only grows with the scale: find the stretch between two bounds in which the total lies
+    after = bisect_left(turns, Fraction(total), key=lambda turn: sum(at(turn), Fraction(0)))
+    below = turns[after - 1] if after else Fraction(0)
+    if after == len(turns):
+        return at(below)
+    first, second = (sum(at(scale), Fraction(0)) for scale in (below, turns[after]))
+    part = (total - first) / (second - first) if second > first else Fraction(0)
+    return at(below + (turns[after] - below) * part)
 
 
 def _rounded(quotas: list[Fraction], total: int) -> list[int]:
