@@ -228,5 +228,9 @@ def test_head_counts(seed: int) -> None:
     # a head of heavier scores takes more, though never all of what the floor gives the others
     loud = torch.cat([scores[:, :1] + 5, scores[:, 1:]], 1)
     assert head_counts(loud, present, 2, 0.5)[:, 0].tolist() == [5, 4]
+    # heads that have evicted before: none is asked for more than it has
+    held = torch.tensor([1, 9, 9, 9])[None, :, None] > torch.arange(9)
+    got = head_counts(scores[:1], held, 6, 0.5)
+    assert int(got.sum()) == 24 and int(got[0, 0]) <= 1
     with pytest.raises(ConfigError):
         head_counts(scores, present, 2, 1.5)

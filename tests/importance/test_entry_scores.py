@@ -149,6 +149,13 @@ def test_bias_to_early_entries_under_even_attention() -> None:
     assert not bool(unread(even, torch.ones(1, size, dtype=torch.bool), looks, 1).any())
 
 
+def test_an_even_share_is_not_below_itself_whatever_rounding_does() -> None:
+    for size in range(2, 60):
+        every = torch.ones(1, 1, size, dtype=torch.bool)
+        even = torch.zeros(1, 1, 1, size).softmax(-1)
+        assert not bool(unread(even, every[:, :, 0], every, 1).any())
+
+
 def test_counts_are_not_masses() -> None:
     # key 0: one large weight among many tiny ones; key 1: always a little more than its share of a third
     a = torch.tensor([[[[0.6, 0.35, 0.05], [0.05, 0.4, 0.55], [0.05, 0.4, 0.55]]]])
@@ -164,6 +171,9 @@ def test_pooling_closes_up_holes_and_keeps_one(kind) -> None:
     got = pooled(score, 3, kind, holes)
     assert torch.equal(got[:, :, 1::2], want) and not bool(got[:, :, ::2].any())
     assert torch.equal(pooled(score, 1, kind, holes)[:, :, 1::2], score[:, :, 1::2])
+    # zeros beyond the ends count for the mean alone
+    edges = pooled(-score, 3, kind, holes)[0, 0, 1::2]
+    assert torch.allclose(edges, torch.tensor([-1.0, -2.0, -5 / 3] if kind == "avg" else [-1.0, -1, -2]))
     per_head = pooled(score, 3, kind, holes[:, None])
     assert torch.equal(per_head, got)
     assert pooled(score[:, :, :0], 3, kind, holes[:, :0]).shape == (1, 1, 0)
