@@ -65,7 +65,7 @@ def entropy(means: Tensor) -> Tensor:
     0 for an entry of a single modality's interest and for one that nobody looks at; ln M where all use it equally.
     """
     share = means.double() / means.double().sum(-1, keepdim=True).clamp(min=1e-300)
-    return torch.special.entr(share).sum(-1).float()
+    return -torch.xlogy(share, share).sum(-1).float()
 
 
 def entropy_scores(means: Tensor, modality: Tensor, present: Tensor) -> Tensor:
