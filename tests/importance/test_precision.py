@@ -28,6 +28,13 @@ def test_the_threshold_rule() -> None:
     assert threshold_bits(scores, present, high=8, low=2, high_share=1).tolist() == [[8, 8, 8, 8, 0]]
 
 
+def test_a_share_that_is_a_whole_number_is_not_rounded_up() -> None:
+    scores, present = drawn(1, 100)[0], torch.ones(1, 100, dtype=torch.bool)
+    for percent in range(101):
+        made = threshold_bits(scores, present, high=4, low=2, high_share=percent / 100)
+        assert int((made == 4).sum()) == percent
+
+
 def test_heads_have_thresholds_of_their_own() -> None:
     scores, present = torch.tensor([[[1.0, 2, 3], [30, 20, 10]]]), torch.tensor([[True, True, True]])
     assert threshold_bits(scores, present, high=4, low=2, high_share=1 / 3).tolist() == [[[2, 2, 4], [4, 2, 2]]]
@@ -121,6 +128,16 @@ def test_ties_go_to_the_lower_index_and_to_the_lower_step() -> None:
     scores[1] = 0
     assert allocate_bits(scores, present, (0, 2, 4), 6).tolist() == [[2, 2, 2, 0, 0]] * 2
     assert allocate_bits(scores, present, (0, 2, 4), 14).tolist() == [[4, 4, 2, 2, 2]] * 2
+
+
+def test_many_equal_scores_are_served_in_order() -> None:
+    scores, present = torch.ones(1, 3000), torch.ones(1, 3000, dtype=torch.bool)
+    assert allocate_bits(scores, present, (0, 2, 4), 7000).tolist() == [[4] * 500 + [2] * 2500]
+
+
+def test_scores_below_zero_count_as_zero() -> None:
+    scores, present = torch.tensor([[-2.0, -1, 0.1]]), torch.ones(1, 3, dtype=torch.bool)
+    assert allocate_bits(scores, present, (0, 2, 4), 6).tolist() == [[2, 0, 4]]
 
 
 def test_a_step_that_is_too_dear_leaves_room_for_a_cheaper_one() -> None:

@@ -155,6 +155,46 @@ def test_a_row_is_stored_as_it_would_be_alone(format: Format, outliers: float) -
     assert torch.equal(made[2], quantise(x[2:], format).read(torch.float64)[0])
 
 
+@pytest.mark.parametrize("outliers", [0.0, 0.2])
+@pytest.mark.parametrize("format", FORMATS, ids=str)
+def test_fillers_leave_no_trace(format: Format, outliers: float) -> None:
+    format = Format(format.bits, format.axis, format.group, format.separable, outliers=outliers)
+    x, valid = entries(10), torch.rand(2, 3, 19, generator=torch.Generator().manual_seed(10)) > 0.4
+    stored = [quantise(x.masked_fill(~valid[..., None], fill), format, valid) for fill in (1e4, -3.0, torch.nan)]
+    for other in stored[1:]:
+        for known, buffer in zip(stored[0].buffers(), other.buffers(), strict=True):
+            assert torch.equal(known, buffer)
+
+
+def test_the_largest_half_numbers_do_not_become_infinite() -> None:
+    x = torch.tensor([65504.0, -65504, 0, 1000]).half()[None, None, None]
+    for bits in (1, 2, 4, 8):
+        made = quantise(x, Format(bits, "token")).read(torch.float16)
+        assert made.isfinite().all()
+        assert made[..., :2].tolist() == x[..., :2].tolist()
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+def test_a_channel_of_zeros_stays_zero(dtype: torch.dtype) -> None:
+    x = entries(11).abs().to(dtype)
+    x[..., 4] = 0
+    made = quantise(x, Format(4, "token", separable=True)).read(dtype)
+    assert made.isfinite().all() and (made[..., 4] == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_eight_bits_keep_a_lowest_number_that_is_none_of_the_numbers_in_float32(dtype: torch.dtype) -> None:
+    """A half type would widen a narrow range far from 0 by more than a step."""
+    x = (entries(12) * 0.1 - 12).to(dtype)
+    stored = quantise(x, Format(8, "token", separable=True))
+    divided = x.float() / (stored.channel if stored.channel is not None else x).float()
+    step = (divided.amax(-1) - divided.amin(-1)) / 255
+    assert (stored.scale[..., 0].float() <= step * (1 + 2**-7)).all()
+    assert stored.lowest.dtype == torch.float32
+    assert quantise(x, Format(4, "token", separable=True)).lowest.dtype == dtype
+    assert quantise(x, Format(8, "token")).lowest.dtype == dtype
+
+
 def test_rows_can_be_chosen_and_repeated() -> None:
     x, valid = entries(7), torch.rand(2, 3, 19, generator=torch.Generator().manual_seed(7)) > 0.3
     for format in (Format(2, "channel", 4, outliers=0.1), Format(4, "token", None, True)):

@@ -104,7 +104,7 @@ def _buy(scores: Tensor, there: Tensor, hull: list[tuple[int, float]], left: Ten
     worth = scores.double().clamp(min=0)
     # a step lies at (its number, its entry): of equal ones the lower step comes first, then the lower entry
     priority = torch.cat([worth * gain for gain in gains], 1)
-    order = priority.masked_fill(~there.repeat(1, steps), -1.0).argsort(dim=1, descending=True, stable=True)
+    order = priority.argsort(dim=1, descending=True, stable=True)
     entry, step = order % width, order // width
     real = there.gather(1, entry)
     cost = torch.tensor(wide, device=scores.device)[step].masked_fill(~real, 0)

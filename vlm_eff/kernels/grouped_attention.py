@@ -29,13 +29,12 @@ def attend_groups(
     output = torch.zeros_like(query, dtype=kind)
     total = output.new_full(query.shape[:3], -torch.inf)
     for key, value, bias in groups:
-        if key.shape[2]:
-            logits = _logits(query.to(kind), key.to(kind), scaling, softcap)
-            if bias is not None:
-                logits = logits + _by_group(bias.to(kind), logits)
-            there, share = _softmax(logits, value.to(kind), query.shape)
-            output, total = merge(output, total, there, share)
-            del logits, there, share
+        logits = _logits(query.to(kind), key.to(kind), scaling, softcap)
+        if bias is not None:
+            logits = logits + _by_group(bias.to(kind), logits)
+        there, share = _softmax(logits, value.to(kind), query.shape)
+        output, total = merge(output, total, there, share)
+        del logits, there, share
         # a name left behind would keep this group alive while the next one is read
         del key, value, bias
     return output.to(query.dtype), total

@@ -139,9 +139,8 @@ def _statistics(
     lowest = _round(low, types[1], up=False)
     # where all are equal a step of 0 would make NaN, which as a number of whole bits harms others
     step = (high - lowest.float()) / format.highest
-    scale = _round(torch.where(step == 0, 1.0, step), types[0], up=True)
-    spoilt = ~(low.isfinite() & scale.isfinite())
-    return scale.masked_fill(spoilt, 1.0), lowest.masked_fill(spoilt, torch.nan)
+    # and a step that is not finite makes NaN of each code of its group, 0 included
+    return _round(torch.where(step == 0, 1.0, step), types[0], up=True), lowest
 
 
 def _round(values: Tensor, dtype: torch.dtype, *, up: bool) -> Tensor:
