@@ -147,7 +147,8 @@ def test_every_method_has_contract_cases() -> None:
         pytest.skip("tests/contracts/cases.py does not exist yet")
     cases = importlib.import_module("tests.contracts.cases")
     towers = importlib.import_module("tests.contracts.tower_cases")
-    assert set(cases.METHOD_CASES) | set(cases.BYPASS_CASES) | set(towers.TOWER_CASES) == {
+    caches = importlib.import_module("tests.contracts.kv_cases")
+    assert {*cases.METHOD_CASES, *cases.BYPASS_CASES, *towers.TOWER_CASES, *caches.KV_CASES} == {
         name for name, method in vlm_eff.methods().items() if method.room != "third party"
     }
 

@@ -55,6 +55,7 @@ class Runtime(Protocol):
     def attended(self, layer: int) -> list[Tensor]: ...
     def visual(self, layer: int) -> list[VisualTokens]: ...
     def kv_positions(self, layer: int) -> Tensor: ...
+    def kv_contents(self, layer: int) -> tuple[Tensor, Tensor, Tensor | None]: ...
     def tower_groups(self, block: int) -> list[tuple[Tensor, Tensor]]: ...
 
 
@@ -127,6 +128,14 @@ class Handle:
     def kv_positions(self, layer: int) -> Tensor:
         """Logical positions that the cache of `layer` stores after the last call [B, Hkv, S]; -1 for none."""
         return self._runtime.kv_positions(layer)
+
+    def kv_contents(self, layer: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Keys and values [B, Hkv, S, Dh] as `layer` attends to them, in the order of `kv_positions`, unpacked.
+
+        The third is what is added to the logits [B, Hkv, S]: the log of the number of tokens that an entry stands for,
+        or None. Only for plugins of the cache, and as long as the cache is in use.
+        """
+        return self._runtime.kv_contents(layer)
 
     def tower_groups(self, block: int) -> list[tuple[Tensor, Tensor]]:
         """What became of the tokens of each image behind tower `block`, in the last run of the tower.

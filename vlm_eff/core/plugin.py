@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from vlm_eff.core.cache import CacheGradients, CacheNeed, CachePlaces, CacheRows, CacheSite, CacheSums, Compress
 from vlm_eff.core.config import to_dict
 from vlm_eff.core.errors import CapabilityError, explain
 
@@ -114,7 +115,7 @@ class TowerKept:
 
 
 TowerObservation = TowerAttention | TowerKeys | TowerFeatures | TowerKept
-Observation = QueryRow | QueryRows | LayerInput | LayerKeys | TowerObservation
+Observation = QueryRow | QueryRows | LayerInput | LayerKeys | TowerObservation | CacheNeed
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,8 @@ class BindContext:
     num_blocks: int | None = None
     class_token: bool = False
     width: int = 0
+    cache_layers: tuple[int, ...] = ()
+    key_heads: int = 0
     training: bool = False
 
     def check_needs(self, plugin: str, needs: tuple[Observation, ...]) -> None:
@@ -133,7 +136,7 @@ class BindContext:
         for need in needs:
             if isinstance(need, TowerAttention | TowerKeys):
                 self._check_block(plugin, need)
-            elif not isinstance(need, TowerFeatures | TowerKept):
+            elif not isinstance(need, TowerFeatures | TowerKept | CacheRows | CacheSums | CacheGradients | CachePlaces):
                 self.check_layer(plugin, need.layer)
 
     def _check_block(self, plugin: str, need: TowerAttention | TowerKeys) -> None:
@@ -200,8 +203,8 @@ class Plugin(ABC):
 
     @property
     @abstractmethod
-    def sites(self) -> tuple[Site | TowerSite, ...]:
-        """Where the plugin wants to be asked: at decoder layers, inside the vision tower, or both."""
+    def sites(self) -> tuple[Site | TowerSite | CacheSite, ...]:
+        """Where the plugin wants to be asked: at decoder layers, inside the vision tower, or between forward passes."""
 
     @property
     def needs(self) -> tuple[Observation, ...]:
@@ -223,8 +226,11 @@ class Plugin(ABC):
         """The plugin for one model, with relative depths resolved; `CapabilityError` when it cannot work there."""
 
     @abstractmethod
-    def at(self, site: Any, view: Any) -> Action | TowerAction | None:
-        """Decide at a site; None changes nothing. A `Site` comes with a `View`, a `TowerSite` with a `TowerView`."""
+    def at(self, site: Any, view: Any) -> Action | TowerAction | Compress | None:
+        """Decide at a site; None changes nothing.
+
+        A `Site` comes with a `View`, a `TowerSite` with a `TowerView`, a `CacheSite` with a `CacheView`.
+        """
 
     @property
     def trains(self) -> bool:

@@ -58,6 +58,26 @@ class RevivalReport:
 
 
 @dataclass(frozen=True)
+class CompressionReport:
+    """One time that a plugin compressed the cache.
+
+    when:   "prompt" after a prompt or turn, "step" between later decode steps; seen: logical length then
+    layers: decoder layers that can be compressed; before, after: entries each stored, mean over rows and key heads
+    bytes_before, bytes_after: what those layers held; host_ms: scoring, selecting and writing, on the host
+    """
+
+    plugin: str
+    when: str
+    seen: int
+    layers: tuple[int, ...]
+    before: tuple[float, ...]
+    after: tuple[float, ...]
+    bytes_before: int
+    bytes_after: int
+    host_ms: float
+
+
+@dataclass(frozen=True)
 class PrefillReport:
     """One prefill (or one continuation with several tokens) seen by the handle.
 
@@ -119,6 +139,8 @@ class Stats:
     or of a tower that stands alone.
     `revivals` holds one report a stage of every later call of a method that brings dropped tokens back; `store_bytes`
     is what the tokens still dropped take beside the cache after the last call.
+    `compressions` holds one report each time that the cache was compressed; `kv_bytes` is what all its layers held
+    after the last call, storages counted once, `kv_bytes_bare` what a bare model would hold of the same sequence.
     """
 
     plugins: tuple[str, ...]
@@ -129,6 +151,9 @@ class Stats:
     towers: list[TowerReport] = field(default_factory=list)
     revivals: list[RevivalReport] = field(default_factory=list)
     store_bytes: int = 0
+    compressions: list[CompressionReport] = field(default_factory=list)
+    kv_bytes: int = 0
+    kv_bytes_bare: int = 0
 
     @property
     def last(self) -> PrefillReport | None:
@@ -157,7 +182,23 @@ class Stats:
             made.append(
                 f"  brought back     {back} tokens in {len(self.revivals)} looks, {self.store_bytes:,} bytes held"
             )
+        made += _compressed(self)
         return "\n".join(made)
+
+
+def _compressed(stats: Stats) -> list[str]:
+    """Rows of the printed table for plugins of the cache."""
+    if not stats.compressions:
+        return []
+    last = stats.compressions[-1]
+    prompt = next((one for one in stats.compressions if one.when == "prompt"), last)
+    steps = sum(one.when == "step" for one in stats.compressions)
+    return [
+        f"  compressed       {_mean(prompt.before):.1f} -> {_mean(prompt.after):.1f} entries a layer and head by "
+        f"{prompt.plugin} at length {prompt.seen}" + (f", {steps} times while decoding" if steps else ""),
+        f"  KV cache now     {stats.kv_bytes_bare:,} bytes bare, {stats.kv_bytes:,} stored "
+        f"({_ratio(stats.kv_bytes, stats.kv_bytes_bare):.0%})",
+    ]
 
 
 def _lines(report: PrefillReport) -> list[str]:

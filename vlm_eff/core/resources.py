@@ -18,6 +18,9 @@ class Resource(Enum):
     TOWER_TOKENS = "tokens inside the vision tower"
     ENTRY_TOKENS = "visual tokens entering the language model"
     DECODER_TOKENS = "visual tokens between decoder layers"
+    CACHE_ENTRIES = "entries of the KV cache"
+    CACHE_FORM = "form in which entries of the KV cache are stored"
+    LOGITS = "attention logits of the language model"
     ATTENTION_TOKENS = "visual tokens that take part in a decoder layer's attention"
 
 

@@ -52,6 +52,15 @@ class Adapter:
         return len(self.layers)
 
     @property
+    def cache_layers(self) -> tuple[int, ...]:
+        """Decoder layers whose cache grows with the sequence: neither sliding nor of another kind."""
+        config = self.decoder.config
+        kinds = getattr(config, "layer_types", None)
+        if kinds is None:
+            kinds = ["full_attention"] * self.num_layers
+        return tuple(index for index, kind in enumerate(kinds) if kind == "full_attention")
+
+    @property
     def class_token(self) -> bool:
         """True when the tower's first token is a class token."""
         names = (name for name, _ in self.tower.named_parameters())

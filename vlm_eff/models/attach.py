@@ -52,6 +52,8 @@ def _attach_vlm(model: Any, plugins: tuple[Plugin, ...]) -> Handle:
         len(adapter.blocks),
         adapter.class_token,
         adapter.width,
+        adapter.cache_layers,
+        int(adapter.decoder.config.num_key_value_heads),
         adapter.top.training,
     )
     bound = tuple(plugin.bind(context) for plugin in plugins)

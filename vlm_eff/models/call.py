@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vlm_eff.core.cache import IMAGE, TEXT, VIDEO
 from vlm_eff.models.adapter import Adapter
 from vlm_eff.models.observe import Tapped
 from vlm_eff.models.side_store import SideStore, Tokens
@@ -29,6 +30,7 @@ class Entry:
     grids:      [N, 3] frames, height and width of the videos the tower was run on last, for families that need them
     pictured:   images or videos came along. Without, a placeholder among the ids stands for nothing: assisted decoding
                 may repeat one of the prompt's
+    split:      this is a chunk of a prompt whose images were encoded before
     unverified: candidates of assisted decoding at the end, which are never the query
     """
 
@@ -39,6 +41,7 @@ class Entry:
     labels: Tensor | None = None
     unverified: int = 0
     pictured: bool = False
+    split: bool = False
     grids: Tensor | None = None
 
 
@@ -61,6 +64,7 @@ class Call:
     was dropped (between a DeepStack layer and the next). `sequence` notes (queries, cached keys) of each hooked layer,
     `attended` who takes part in its attention where that is fewer. `inside` makes the view of the layer that attends.
     `aside` holds the hidden states of registers while the others are at full length, `log_weight` is added to logits.
+    `modality` [B, S] int8 says what the tokens are, where plugins of the cache want to know.
     `deciding` adds up the seconds in which the tower was looked at and plugins scored and selected.
     """
 
@@ -89,6 +93,7 @@ class Call:
     aside: Tensor | None = None
     log_weight: Tensor | None = None
     masks_built: int = 0
+    modality: Tensor | None = None
     # revival: stores of this call by layer; does this call look at stores; what runs along now, and whether rows differ
     shed: dict[int, SideStore] = field(default_factory=dict)
     later: bool = False
@@ -192,6 +197,12 @@ def find_spans(adapter: Adapter, entry: Entry, embeds: Tensor, positions: Tensor
         grids=None if entry.grids is None else entry.grids.cpu().numpy(),
     )
     return make_spans(adapter.layout(source), embeds.device)
+
+
+def modality_of(adapter: Adapter, entry: Entry, embeds: Tensor) -> Tensor:
+    """What each token of a call is [B, S] int8, see `core/cache.py`; padding is not told apart here."""
+    image, video = _placeholders(adapter, entry, embeds)
+    return torch.where(video, VIDEO, torch.where(image, IMAGE, TEXT)).to(torch.int8)
 
 
 def has_placeholders(adapter: Adapter, ids: Tensor) -> bool:

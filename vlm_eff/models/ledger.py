@@ -17,6 +17,7 @@ from vlm_eff.models.adapter import Adapter
 from vlm_eff.models.cache_layer import is_logical
 from vlm_eff.models.call import Call, Stage
 from vlm_eff.models.cost import decoder_flops
+from vlm_eff.models.kv.layer import CompressedLayer
 from vlm_eff.models.slots import Slots
 
 
@@ -35,9 +36,10 @@ class Ledger:
         self._decode_steps = 0
         self._calls = 0
         self._last: Call | None = None
-        self._stored: list[tuple[Slots | int, int, int]] = []
+        self._stored: list[tuple[Slots | int | Callable[[], Tensor], int, int]] = []
         self._revivals: list[RevivalReport] = []
         self._store_bytes = 0
+        self._kv = (0, 0)
 
     def revived(self, plugin: str, layer: int, counts: list[int]) -> None:
         """Note how many tokens of each row came back into `layer` in this call."""
@@ -59,6 +61,7 @@ class Ledger:
         """Note a finished pass through the decoder."""
         self._stored = _stored(cache, call.rows)
         self._store_bytes = _store_bytes(cache)
+        self._kv = _kv_bytes(self._adapter, cache, call)
         if call.length == 1:
             self._decode_steps += 1
             return
@@ -89,6 +92,8 @@ class Ledger:
             self._calls,
             revivals=list(self._revivals),
             store_bytes=self._store_bytes,
+            kv_bytes=self._kv[0],
+            kv_bytes_bare=self._kv[1],
         )
 
     def survivors(self, layer: int) -> list[Tensor]:
@@ -131,6 +136,8 @@ class Ledger:
         if not self._stored:
             raise _nothing_yet()
         slots, rows, heads = self._stored[layer]
+        if callable(slots):
+            return slots().long().cpu()
         if isinstance(slots, int):
             slots = Slots.plain(rows, slots, torch.device("cpu"))
         index, valid = slots.positions()
@@ -149,14 +156,15 @@ def _nothing_yet() -> StateError:
     )
 
 
-def _stored(cache: Any, rows: int) -> list[tuple[Slots | int, int, int]]:
+def _stored(cache: Any, rows: int) -> list[tuple[Slots | int | Callable[[], Tensor], int, int]]:
     """What each cache layer stores: its slots, or its length when nothing is missing; rows and heads."""
     if cache is None:
         return []
-    made: list[tuple[Slots | int, int, int]] = []
+    made: list[tuple[Slots | int | Callable[[], Tensor], int, int]] = []
     for layer in cache.layers:
         heads = layer.keys.shape[1] if layer.keys is not None and layer.keys.dim() == 4 else 1
-        made.append((layer.slots if is_logical(layer) else _plain(layer), rows, heads))
+        what = layer.snapshot() if isinstance(layer, CompressedLayer) else None
+        made.append((what or (layer.slots if is_logical(layer) else _plain(layer)), rows, heads))
     return made
 
 
@@ -173,26 +181,39 @@ def _store_bytes(cache: Any) -> int:
     return sum(store.bytes for store in stores if store is not None)
 
 
-def _element_bytes(cache: Any) -> tuple[tuple[int, int], ...]:
-    """(stored entries a row, bytes of one entry's key and value over all heads) of each cache layer."""
+def _element_bytes(cache: Any) -> tuple[tuple[int, int, int], ...]:
+    """(stored entries a row, bytes of a bare entry's key and value over all heads, all bytes) of each cache layer."""
     if cache is None:
         return ()
     made = []
     for layer in cache.layers:
         if layer.keys is None or layer.keys.dim() != 4:
-            made.append((0, 0))
+            made.append((0, 0, 0))
             continue
         one = sum(t.shape[1] * t.shape[3] * t.element_size() for t in (layer.keys, layer.values))
-        made.append((int(layer.keys.shape[2]), one))
+        rows, _, stored, _ = layer.keys.shape
+        if isinstance(layer, CompressedLayer):
+            made.append((int(layer.positions().shape[2]), one, layer.bytes))
+        else:
+            made.append((int(stored), one, int(rows * stored * one)))
     return tuple(made)
+
+
+def _kv_bytes(adapter: Adapter, cache: Any, call: Call) -> tuple[int, int]:
+    """Bytes held after a call, and what a bare model would hold."""
+    if cache is None or not any(isinstance(layer, CompressedLayer) for layer in cache.layers):
+        return 0, 0
+    element, total = _element_bytes(cache), call.past + call.length
+    bare = sum(min(total, _window(adapter, layer)) * one for layer, (_, one, _) in enumerate(element))
+    return sum(held for _, _, held in element), call.rows * bare
 
 
 def _report(
     adapter: Adapter,
     plugins: tuple[Plugin, ...],
     call: Call,
-    stored: list[tuple[Slots | int, int, int]],
-    element: tuple[tuple[int, int], ...],
+    stored: list[tuple[Slots | int | Callable[[], Tensor], int, int]],
+    element: tuple[tuple[int, int, int], ...],
     elapsed: float,
 ) -> PrefillReport:
     layers = range(adapter.num_layers)
@@ -222,11 +243,11 @@ def _report(
         attended_per_layer=tuple(attended),
         asked_per_layer=tuple(asked_per_layer),
         stages=tuple(_stage(stage) for stage in call.stages),
-        kv_tokens=tuple(count for count, _ in element),
+        kv_tokens=tuple(count for count, _, _ in element),
         kv_logical=total,
-        kv_bytes=call.rows * sum(count * one for count, one in element),
+        kv_bytes=sum(held for _, _, held in element),
         kv_bytes_bare=call.rows
-        * sum(min(total, _window(adapter, layer)) * one for layer, (_, one) in enumerate(element)),
+        * sum(min(total, _window(adapter, layer)) * one for layer, (_, one, _) in enumerate(element)),
         flops=decoder_flops(adapter, sequence, keys, call.rows, attended),
         flops_bare=decoder_flops(adapter, [call.length] * len(layers), bare, call.rows),
         host_ms=elapsed,

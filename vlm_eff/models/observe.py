@@ -58,7 +58,7 @@ def tapped_source(seen: Tapped, attention: nn.Module, *, rope: bool) -> Source:
 
     def query(slots: Tensor) -> Tensor:
         rows = gather_rows(seen.query, slots)
-        return rows if rope else _unrotate(attention, rows, *_rows(*_require_rope(seen.rope), slots))
+        return rows if rope else unrotate(attention, rows, *_rows(*_require_rope(seen.rope), slots))
 
     key = tapped_keys(seen, attention, rope=rope)
     scaling = seen.scaling if seen.scaling is not None else seen.query.shape[-1] ** -0.5
@@ -72,7 +72,7 @@ def tapped_keys(seen: Tapped, attention: nn.Module, *, rope: bool) -> Tensor:
     if rope:
         return seen.key
     new = seen.query.shape[2]
-    back = _unrotate(attention, seen.key[:, :, -new:], *_require_rope(seen.rope))
+    back = unrotate(attention, seen.key[:, :, -new:], *_require_rope(seen.rope))
     return torch.cat([seen.key[:, :, :-new], back], 2)
 
 
@@ -103,7 +103,7 @@ def projected_source(
     normed = layer.input_layernorm(hidden)
     key = _heads(attention, "k", normed)
     if rope:
-        key = _rotate(attention, key, *_require_rope(rope_tables))
+        key = rotate(attention, key, *_require_rope(rope_tables))
     past = 0
     if past_key is not None:
         past = past_key.shape[2]
@@ -112,7 +112,7 @@ def projected_source(
     def query(slots: Tensor) -> Tensor:
         at = slots[:, :, None].expand(-1, -1, normed.shape[2])
         rows = _heads(attention, "q", normed.gather(1, at))
-        return _rotate(attention, rows, *_rows(*_require_rope(rope_tables), slots)) if rope else rows
+        return rotate(attention, rows, *_rows(*_require_rope(rope_tables), slots)) if rope else rows
 
     scaling = getattr(attention, "scaling", attention.head_dim**-0.5)
     softcap = getattr(attention, "attn_logit_softcapping", None)
@@ -122,7 +122,7 @@ def projected_source(
 
 def row_logits(source: Source, slots: Tensor) -> Tensor:
     """Masked float32 logits [B, H, R, S] of the queries at physical slots [B, R] over all keys."""
-    return _hide(_dot(source.query(slots), source.key, source.scaling, source.softcap), source, slots)
+    return _hide(dot(source.query(slots), source.key, source.scaling, source.softcap), source, slots)
 
 
 def reduce_rows(source: Source, slots: Tensor, valid: Tensor, reduce: Literal["sum", "max"]) -> tuple[Tensor, Tensor]:
@@ -135,7 +135,7 @@ def reduce_rows(source: Source, slots: Tensor, valid: Tensor, reduce: Literal["s
     keys = source.key.shape[2]
     total = torch.zeros(batch, heads, keys, device=slots.device)
     looks = torch.zeros(batch, keys, dtype=torch.long, device=slots.device)
-    step = max(1, _CHUNK // (batch * heads * keys))
+    step = chunk_rows(batch, heads, keys)
     for start in range(0, slots.shape[1], step):
         logits = row_logits(source, slots[:, start : start + step])
         counted = valid[:, start : start + step]
@@ -144,6 +144,11 @@ def reduce_rows(source: Source, slots: Tensor, valid: Tensor, reduce: Literal["s
         total = total + weights.sum(2) if reduce == "sum" else torch.maximum(total, weights.amax(2))
         looks += (torch.isfinite(logits[:, 0]) & counted[:, :, None]).sum(1)
     return total, looks
+
+
+def chunk_rows(batch: int, heads: int, keys: int) -> int:
+    """How many rows of logits may be held at a time."""
+    return max(1, _CHUNK // max(batch * heads * keys, 1))
 
 
 def gather_rows(heads: Tensor, slots: Tensor) -> Tensor:
@@ -159,7 +164,7 @@ def _heads(attention: nn.Module, which: str, normed: Tensor) -> Tensor:
     return (made if norm is None else norm(made)).transpose(1, 2)
 
 
-def _dot(query: Tensor, key: Tensor, scaling: float, softcap: float | None) -> Tensor:
+def dot(query: Tensor, key: Tensor, scaling: float, softcap: float | None) -> Tensor:
     """Scaled float32 logits [B, H, R, S] of queries [B, H, R, Dh] over grouped keys [B, Hkv, S, Dh]."""
     batch, heads, rows, width = query.shape
     grouped = query.float().reshape(batch, key.shape[1], heads // key.shape[1] * rows, width)
@@ -193,7 +198,7 @@ def _rows(cos: Tensor, sin: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
     return cos.expand(slots.shape[0], -1, -1).gather(1, at), sin.expand(slots.shape[0], -1, -1).gather(1, at)
 
 
-def _rotate(attention: nn.Module, heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotate(attention: nn.Module, heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate [B, heads, N, Dh] with the family's own function."""
     apply = getattr(sys.modules[type(attention).__module__], "apply_rotary_pos_emb", None)
     if apply is None:
@@ -208,9 +213,9 @@ def _rotate(attention: nn.Module, heads: Tensor, cos: Tensor, sin: Tensor) -> Te
     return made
 
 
-def _unrotate(attention: nn.Module, heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Undo `_rotate`: rotate back, and divide by the scale that long-context rotary tables carry."""
-    back = _rotate(attention, heads, cos, -sin)
+def unrotate(attention: nn.Module, heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Undo `rotate`: rotate back, and divide by the scale that long-context rotary tables carry."""
+    back = rotate(attention, heads, cos, -sin)
     scale = (cos * cos + sin * sin).unsqueeze(1)
     if scale.shape[-1] == back.shape[-1]:
         return back / scale

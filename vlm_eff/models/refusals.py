@@ -108,17 +108,21 @@ def refuse_missing_placeholders(got_images: bool, found: bool) -> None:
         )
 
 
-def refuse_split_prompt(encoded: dict[str, Any]) -> None:
-    """Raise `CapabilityError` when a prompt is prefilled in chunks: its last token is not there to be asked.
+def is_split(encoded: dict[str, Any]) -> bool:
+    """True when a call brings one chunk of a prompt whose images were encoded before.
 
     transformers hands each chunk its own rows of the encoded images and leaves the tower's own output out of them.
     """
-    for output in encoded.values():
-        if getattr(output, "pooler_output", None) is not None and getattr(output, "last_hidden_state", None) is None:
-            raise CapabilityError(
-                explain(
-                    "a prompt whose images are prefilled in chunks",
-                    "prompts prefilled in one call",
-                    "Leave prefill_chunk_size unset: a chunk cannot be scored before the question is seen",
-                )
-            )
+    pooled = (one for one in encoded.values() if getattr(one, "pooler_output", None) is not None)
+    return any(getattr(one, "last_hidden_state", None) is None for one in pooled)
+
+
+def refuse_split_prompt() -> None:
+    """Raise `CapabilityError` for a prompt in chunks: its last token is not there to be asked."""
+    raise CapabilityError(
+        explain(
+            "a prompt whose images are prefilled in chunks, with a plugin that drops visual tokens",
+            "prompts prefilled in one call",
+            "Leave prefill_chunk_size unset: a chunk cannot be scored before the question is seen",
+        )
+    )

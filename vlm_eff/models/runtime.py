@@ -23,24 +23,21 @@ from vlm_eff.core.action import Action, Attend, Bias
 from vlm_eff.core.handle import Handle, Undo
 from vlm_eff.core.plugin import AttentionSite, Plugin, Site
 from vlm_eff.core.report import Stats, VisualTokens
-from vlm_eff.core.tower import TowerSite
 from vlm_eff.models import refusals, seams
 from vlm_eff.models.adapter import Adapter
 from vlm_eff.models.apply import apply_action, check_labels, renumber
 from vlm_eff.models.attend import Among, among
-from vlm_eff.models.cache_layer import ensure_layer, guard, is_logical, make_logical, stored_layer
-from vlm_eff.models.call import Call, Entry, find_spans, has_placeholders
+from vlm_eff.models.cache_layer import guard, is_logical, stored_layer
+from vlm_eff.models.call import Call, Entry, find_spans, has_placeholders, modality_of
+from vlm_eff.models.kv.runtime import CacheRuntime
 from vlm_eff.models.layer_call import LayerCall
 from vlm_eff.models.ledger import Ledger
-from vlm_eff.models.masks import map_mask
 from vlm_eff.models.observer import Input, Observer
 from vlm_eff.models.registers import return_guests
 from vlm_eff.models.revive import Reviver
-from vlm_eff.models.rotary import tables_of
 from vlm_eff.models.rows import PromptRows
-from vlm_eff.models.slots import Slots
-from vlm_eff.models.soft import add_log_weight, soften
-from vlm_eff.models.token_map import TokenMap
+from vlm_eff.models.soft import add_log_weight
+from vlm_eff.models.translate import Translator
 from vlm_eff.models.view import View
 from vlm_eff.models.vit.attach import tower_runtime
 
@@ -64,11 +61,13 @@ class Runtime:
         self._inside: dict[int, list[Plugin]] = defaultdict(list)
         for plugin in plugins:
             for site in plugin.sites:
-                if not isinstance(site, TowerSite):
+                if isinstance(site, Site):
                     (self._inside if isinstance(site, AttentionSite) else self._at)[site.layer].append(plugin)
         self.observer = Observer(adapter, plugins)
         self.towers = tower_runtime(adapter, plugins, self.observer.told)
         self.reviver = Reviver(adapter, plugins, self.ledger)
+        self.translator = Translator(adapter, self.reviver)
+        self.cache = CacheRuntime(adapter, plugins)
         self._grids: Tensor | None = None
 
     # ---------------------------------------------------------------- installation
@@ -84,13 +83,14 @@ class Runtime:
         seams.before(adapter.decoder, self._decoder_before, undo)
         seams.after(adapter.decoder, self._decoder_after, undo)
         self.towers.install(lambda: self.active, undo)
-        hooked = [*self._at, *self._inside, *self.observer.layers, *self.observer.inputs]
+        hooked = [*self._at, *self._inside, *self.observer.layers, *self.observer.inputs, *self.cache.layers]
         for index in range(min(hooked, default=adapter.num_layers), adapter.num_layers):
             layer = adapter.layers[index]
             seams.before(layer, self._layer_hook(index), undo)
             if adapter.family.restores:
                 seams.after(layer, self._restore_hook(index), undo)
         self.observer.install(self._call, self._attend, undo)
+        self.cache.install(self._call, undo)
 
     def _layer_hook(self, index: int) -> Any:
         return lambda module, args, kwargs: self._layer_before(index, args, kwargs)
@@ -103,11 +103,13 @@ class Runtime:
     def stats(self) -> Stats:
         made = self.ledger.stats()
         made.towers = self.towers.ledger.reports()
+        made.compressions = list(self.cache.reports)
         return made
 
     def reset(self) -> None:
         self.ledger.reset()
         self.towers.ledger.reset()
+        self.cache.reports.clear()
 
     def survivors(self, layer: int) -> list[Tensor]:
         return self.ledger.survivors(layer)
@@ -120,6 +122,9 @@ class Runtime:
 
     def kv_positions(self, layer: int) -> Tensor:
         return self.ledger.kv_positions(layer)
+
+    def kv_contents(self, layer: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        return self.cache.contents(layer)
 
     def tower_groups(self, block: int) -> list[tuple[Tensor, Tensor]]:
         return self.towers.ledger.groups(block)
@@ -159,7 +164,9 @@ class Runtime:
         entry.ids, entry.embeds = kwargs.get("input_ids"), kwargs.get("inputs_embeds")
         entry.mask = kwargs.get("attention_mask")
         encoded = {name: value for name, value in (kwargs.get("mm_encoder_outputs") or {}).items() if value is not None}
-        refusals.refuse_split_prompt(encoded)
+        entry.split = refusals.is_split(encoded)
+        if entry.split and len(self.cache.plugins) < len(self.plugins):
+            refusals.refuse_split_prompt()
         pixels = any(kwargs.get(name) is not None for name in ("pixel_values", "pixel_values_videos"))
         entry.pictured = pixels or bool(encoded) or entry.ids is None
         if entry.ids is not None and entry.ids.shape[1] > 1:
@@ -181,8 +188,11 @@ class Runtime:
         call = Call(entry or Entry(self), rows, length, past, embeds.device)
         deepstack = kwargs.get("deepstack_visual_embeds")
         call.restore_until = len(deepstack) if deepstack is not None else 0
-        if entry is not None and length > 1 and entry.pictured:
+        if entry is not None and entry.pictured and (length > 1 or entry.split):
             entry.grids, self._grids = self._grids, None
+            if self.cache.active:
+                call.modality = modality_of(self.adapter, entry, embeds)
+        if entry is not None and length > 1 and entry.pictured and not entry.split:
             call.spans = find_spans(self.adapter, entry, embeds, kwargs.get("position_ids"))
         if call.spans is not None:
             call.original = call.spans
@@ -192,6 +202,8 @@ class Runtime:
                 # candidates never reach the image: all these logits were asked for, and nothing is unverified
                 call.entry.unverified = 0
         self.reviver.begin(call, cache)
+        if self.cache.active:
+            self.cache.begin(call, cache, kwargs.get("position_ids"))
         _CALL.set(call)
 
     # ---------------------------------------------------------------- inside
@@ -201,6 +213,7 @@ class Runtime:
         if call is None:
             return None
         now = LayerCall(args, dict(kwargs))
+        self.cache.enter(call, index, now)
         layer_cache = stored_layer(now.cache, index)
         hidden, changed = now.hidden, call.survivors is not None or call.log_weight is not None
         if call.full and call.survivors is not None:
@@ -218,7 +231,7 @@ class Runtime:
         if call.later:
             hidden = self.reviver.enter(call, index, now)
         if call.length > 1:
-            call.sequence[index] = (hidden.shape[1], self._slots(call, now.cache, index).stored)
+            call.sequence[index] = (hidden.shape[1], self.translator.slots(call, now.cache, index).stored)
         if call.survivors is not None:
             call.maps[index] = call.survivors
         if index in self._inside and call.spans is not None:
@@ -227,11 +240,11 @@ class Runtime:
             call.ropes[index] = now.rope
             return None
         now.check(call.length)
-        self._translate(call, index, now, hidden)
+        self.translator.translate(call, index, now, hidden)
         call.ropes[index] = now.rope
         if call.survivors is not None:
             now.gather_positions(call.survivors, keep="flash" not in self.adapter.decoder.config._attn_implementation)
-        self._stamp(call, now.cache, index)
+        self.translator.stamp(call, now.cache, index)
         return (hidden,), now.kwargs
 
     def _ask(self, call: Call, index: int, plugin: Plugin, now: LayerCall, hidden: Tensor) -> Action | None:
@@ -252,7 +265,7 @@ class Runtime:
             self.reviver.shed(call, index, now, whole, before, candidates)
         check_labels(call.entry.labels, call.original.mask(call.length), call.survivors)
         if plugin.positions == "reindexed":
-            past = self._slots(call, now.cache, index).shift
+            past = self.translator.slots(call, now.cache, index).shift
             call.reindexed, call.shift = renumber(call, now.kwargs.get("position_ids"), call.survivors, past)
         self.ledger.stage(call, plugin.name, index, candidates.count)
         return hidden
@@ -267,63 +280,6 @@ class Runtime:
             if isinstance(action, Attend):
                 return among(call, index, action)
         return None
-
-    def _translate(self, call: Call, index: int, now: LayerCall, hidden: Tensor) -> None:
-        """Bring rotary tables and mask of a layer call to the survivors and to what the layer's cache stores."""
-        slots, survivors = self._slots(call, now.cache, index), call.survivors
-        if call.extra is not None:
-            self.reviver.translate(call, now, slots)
-            return
-        now.kwargs["position_embeddings"] = tables_of(self.adapter, call, index, now, hidden, slots)
-        mask, total = now.mask, slots.logical + call.length
-        if mask is None and call.length == 1 and not slots.ragged:
-            return
-        keys, valid = call.shared(
-            "keys", (slots.index, slots.start, slots.stop, survivors), lambda: _keys(call, slots, survivors)
-        )
-        made = call.shared("mask", (mask, keys), lambda: map_mask(mask, keys, valid, survivors, total, call.length))
-        if mask is None and made is not None:
-            call.masks_built += 1
-        if call.log_weight is not None:
-            weight, ordered = call.log_weight, self.adapter.ordered
-            keys = (mask, weight)
-            made = call.shared(
-                "soft", keys, lambda: soften(made, weight, hidden.dtype, ordered=ordered, past=call.past)
-            )
-        now.kwargs["attention_mask"] = made
-
-    def _stamp(self, call: Call, cache: Any, index: int) -> None:
-        """Tell the layer's cache which positions the next update brings."""
-        if cache is None:
-            return
-        ensure_layer(cache, index)
-        layer = make_logical(cache.layers[index], call.rows, call.device)
-        if layer.slots.stored == 0 and layer.slots.index.shape[0] != call.rows:
-            layer.slots = Slots.plain(call.rows, 0, call.device)
-        survivors, shift = call.survivors, call.shift
-        if survivors is None:
-            layer.ticket = self.reviver.ticket(call)
-            return
-        if (shed := call.shed.get(index)) is not None:
-            layer.store = shed if layer.store is None else layer.store.join(shed)
-        layer.make_room(survivors.guests)
-        last, kept = call.last_visual, survivors
-        layer.ticket = lambda old: call.shared(
-            "slots",
-            (old.index if old.index.numel() else 0, old.start, old.stop, kept),
-            lambda: old.append(kept, last, shift if shift is not None else old.shift),
-        )
-
-    def _slots(self, call: Call, cache: Any, index: int) -> Slots:
-        layer = stored_layer(cache, index)
-        if layer is None:
-            return call.shared("none", (), lambda: Slots.plain(call.rows, 0, call.device))
-        if is_logical(layer):
-            slots: Slots = layer.visible()
-            return slots if slots.index.shape[0] == call.rows else Slots.plain(call.rows, 0, call.device)
-        length = int(layer.get_seq_length())
-        plain = call.shared("plain", (length,), lambda: Slots.plain(call.rows, length, call.device))
-        return plain.keep_last(layer.sliding_window - 1) if getattr(layer, "is_sliding", False) else plain
 
     def _layer_after(self, index: int, output: Any) -> Any:
         call = self._call()
@@ -354,8 +310,8 @@ class Runtime:
     def _input(self, call: Call, index: int, now: LayerCall, hidden: Tensor) -> Input:
         side = LayerCall((hidden,), dict(now.kwargs))
         if call.survivors is not None or is_logical(stored_layer(now.cache, index)):
-            self._translate(call, index, side, hidden)
-        cached, slots = stored_layer(now.cache, index), self._slots(call, now.cache, index)
+            self.translator.translate(call, index, side, hidden)
+        cached, slots = stored_layer(now.cache, index), self.translator.slots(call, now.cache, index)
         past = cached.keys[:, :, -slots.stored :] if cached is not None and slots.stored else None
         return Input(hidden, side.rope, side.mask, past)
 
@@ -366,6 +322,7 @@ class Runtime:
         if call is None:
             return None
         _CALL.set(None)
+        self.cache.leave()
         cache = kwargs.get("past_key_values")
         if cache is None and not isinstance(output, tuple):
             cache = output.get("past_key_values")
@@ -383,10 +340,3 @@ class Runtime:
         if output.get("hidden_states") is not None:
             output.hidden_states = call.full_length(output.hidden_states)
         return output
-
-
-def _keys(call: Call, slots: Slots, survivors: TokenMap | None) -> tuple[Tensor, Tensor | None]:
-    """Logical position of every key the layer will see [B, K], and which are no fillers (None: all)."""
-    grown = slots.grow(call.length) if survivors is None else slots.append(survivors, call.length - 1, None)
-    index, valid = grown.positions()
-    return index, valid if grown.ragged else None

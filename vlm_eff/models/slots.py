@@ -47,6 +47,11 @@ class Slots:
         return cls(empty, empty.bool(), 0, length, ragged=False)
 
     @property
+    def whole(self) -> bool:
+        """True when nothing is missing: every position up to now is in the tail."""
+        return self.start == 0 and self.index.shape[1] == 0 and self.shift is None
+
+    @property
     def stored(self) -> int:
         """Physical length: entries stored in each row, fillers included."""
         return self.index.shape[1] + self.stop - self.start

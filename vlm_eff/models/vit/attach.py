@@ -90,6 +90,9 @@ class LoneTower:
         """Refused: there is no decoder."""
         raise _no_decoder()
 
+    def kv_contents(self, layer: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        raise _no_decoder()
+
     def kv_positions(self, layer: int) -> Tensor:
         """Refused: there is no decoder."""
         raise _no_decoder()

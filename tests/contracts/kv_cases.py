@@ -1,0 +1,10 @@
+"""Two settings of every method of the cache."""
+
+from vlm_eff.core.plugin import Plugin
+from vlm_eff.kvcache import random_evict, snapkv, streaming_llm
+
+KV_CASES: dict[str, tuple[Plugin, Plugin]] = {
+    "random_evict": (random_evict(), random_evict(keep_ratio=0.4, seed=3)),
+    "snapkv": (snapkv(), snapkv(keep_ratio=0.4, window=4)),
+    "streaming_llm": (streaming_llm(), streaming_llm(keep_ratio=0.4, sinks=2)),
+}

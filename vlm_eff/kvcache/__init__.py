@@ -1,0 +1,15 @@
+"""The KV cache: which entries stay, in how many bits, for how long.
+
+A method is a short function in `methods/` that composes score x budget x protection x treatment; `policy.py` is the
+engine.
+"""
+
+from vlm_eff.kvcache.methods.baselines import random_evict
+from vlm_eff.kvcache.methods.eviction.snapkv import snapkv
+from vlm_eff.kvcache.methods.eviction.streaming_llm import streaming_llm
+
+__all__ = [
+    "random_evict",
+    "snapkv",
+    "streaming_llm",
+]

@@ -1,0 +1,107 @@
+"""How many entries stay: a budget of the whole cache, and how layers and heads share it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from vlm_eff.core.config import part
+from vlm_eff.core.errors import ConfigError, explain
+from vlm_eff.core.plugin import Observation
+from vlm_eff.importance.allocate import apportion
+from vlm_eff.importance.keep import check_ratio
+from vlm_eff.models.kv.view import CacheView
+
+_SLACK = 1e-9
+
+
+@part
+@dataclass(frozen=True)
+class CacheBudget:
+    """How much of the cache stays. Give exactly one.
+
+    ratio: fraction (0, 1] of the tokens seen, padding left out, rounded up; count: entries a layer and key head;
+    bytes: of keys and values of one row over all layers that can be compressed, rounded down to whole entries
+    """
+
+    ratio: float | None = None
+    count: int | None = None
+    bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        named = {"keep_ratio": self.ratio, "keep_count": self.count, "keep_bytes": self.bytes}
+        given = {name: value for name, value in named.items() if value is not None}
+        if len(given) != 1:
+            raise ConfigError(
+                explain(
+                    " and ".join(f"{name}={value}" for name, value in given.items()) or "no budget",
+                    "exactly one of " + ", ".join(named),
+                    "Give keep_ratio in (0, 1], keep_count, or keep_bytes",
+                )
+            )
+        check_ratio("keep_ratio", self.ratio)
+        for name in ("keep_count", "keep_bytes"):
+            value = named[name]
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+                raise ConfigError(explain(f"{name}={value!r}", "a whole number of at least 1", "Give how much to keep"))
+
+    @property
+    def everything(self) -> bool:
+        """True when nothing can be evicted."""
+        return self.ratio == 1
+
+    def total(self, seen: int, layers: int, entry_bytes: int) -> int:
+        """Entries of one row and one key head over all `layers`, for `seen` tokens.
+
+        entry_bytes: of one token's keys and values in one layer, over all its heads
+        """
+        if self.count is not None:
+            return min(self.count, seen) * layers
+        if self.bytes is not None:
+            return min(self.bytes // entry_bytes, seen * layers)
+        return min(math.ceil((self.ratio or 0.0) * seen - _SLACK), seen) * layers
+
+
+class Spread(Protocol):
+    """How layers share the budget."""
+
+    @property
+    def needs(self) -> tuple[Observation, ...]:
+        """What has to be observed for it."""
+        ...
+
+    def weights(self, view: CacheView, scores: Callable[[int], Tensor]) -> Tensor | None:
+        """Real weights of the layers [B, L], of any scale; None where all get the same.
+
+        scores: layer -> [B, Hkv, N], computed when asked for
+        """
+        ...
+
+
+@part
+@dataclass(frozen=True)
+class Evenly:
+    """Every layer gets the same."""
+
+    @property
+    def needs(self) -> tuple[Observation, ...]:
+        return ()
+
+    def weights(self, view: CacheView, scores: Callable[[int], Tensor]) -> Tensor | None:
+        return None
+
+
+def layer_counts(budget: CacheBudget, spread: Spread, view: CacheView, scores: Callable[[int], Tensor]) -> Tensor:
+    """Entries of each layer and key head [B, L], packed ones included; every row meets its total exactly."""
+    first = view.entries(view.layers[0])
+    per_entry = sum(t.shape[1] * t.shape[3] * t.element_size() for t in (first.key, first.value))
+    totals = [budget.total(seen, len(view.layers), per_entry) for seen in first.seen.tolist()]
+    weights = spread.weights(view, scores)
+    if weights is None:
+        weights = torch.ones(len(totals), len(view.layers), dtype=torch.float64)
+    return apportion(weights.cpu(), torch.tensor(totals), hi=first.seen.cpu()[:, None]).to(first.key.device)

@@ -1,0 +1,1 @@
+"""The methods of the KV cache, one a file."""

@@ -1,0 +1,1 @@
+"""Methods that evict entries of the KV cache."""

@@ -1,0 +1,62 @@
+"""Cache entries in few bits: packed once when they are compressed, read back when a layer attends."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from vlm_eff.core.config import part
+from vlm_eff.kernels.format import Format
+from vlm_eff.kernels.quantise import Quantised, quantise
+from vlm_eff.models.kv.places import Rotary
+from vlm_eff.models.kv.segments import Segment
+
+if TYPE_CHECKING:
+    from vlm_eff.models.kv.view import Entries
+
+
+@dataclass(frozen=True)
+class QuantisedSegment(Segment):
+    """Entries whose keys and values are quantised."""
+
+    key: Quantised
+    value: Quantised
+
+    def read(self, dtype: torch.dtype, rotary: Rotary | None = None) -> tuple[Tensor, Tensor]:
+        return self.key.read(dtype), self.value.read(dtype)
+
+    def contents(self) -> list[Tensor]:
+        return [*self.key.buffers(), *self.value.buffers()]
+
+    def mapped(self, change: Any, rows: Tensor | None) -> Segment:
+        return replace(self, **self._head(change), key=_mapped(self.key, change), value=_mapped(self.value, change))
+
+
+def _mapped(packed: Quantised, change: Any) -> Quantised:
+    named = {field.name: getattr(packed, field.name) for field in fields(packed)}
+    return replace(packed, **{name: change(value) for name, value in named.items() if isinstance(value, Tensor)})
+
+
+@part
+@dataclass(frozen=True)
+class InBits:
+    """Store keys in one format and values in another."""
+
+    key: Format
+    value: Format
+
+    def pack(
+        self,
+        key: Tensor,
+        value: Tensor,
+        position: Tensor,
+        weight: Tensor | None,
+        entries: Entries,
+    ) -> QuantisedSegment:
+        """Quantise once; see `models/kv/write.py`."""
+        there = position >= 0
+        made = (quantise(one, form, there) for one, form in ((key, self.key), (value, self.value)))
+        return QuantisedSegment(position, weight, *made)

@@ -1,0 +1,268 @@
+"""What happens to the KV cache: observed while layers attend, compressed between two forward passes.
+
+Decoder, before   a decode step finds everything stored verified: now plugins decide and layers are written
+Layer, before     its empty cache layer becomes one that can be compressed; the sequence's columns are noted
+Layer, inside     query rows and sums are noted; a packed cache is attended to group by group
+"""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlm_eff.core.cache import PADDING, TEXT, CachePlaces, CacheRows, CacheSite, CacheSums, Compress
+from vlm_eff.core.errors import StateError, explain
+from vlm_eff.core.handle import Undo
+from vlm_eff.core.plugin import Plugin
+from vlm_eff.core.report import CompressionReport
+from vlm_eff.models.adapter import Adapter
+from vlm_eff.models.cache_layer import ensure_layer
+from vlm_eff.models.call import Call
+from vlm_eff.models.kv.attend import PackedAttention
+from vlm_eff.models.kv.book import Columns
+from vlm_eff.models.kv.layer import CompressedLayer, Packed, check_layer, compressed_layers, make_compressed
+from vlm_eff.models.kv.observing import note_rows, note_sums, passing
+from vlm_eff.models.kv.places import Rotary
+from vlm_eff.models.kv.view import CacheView, Entries, Traits, open_entries
+from vlm_eff.models.kv.write import carry_out, unchanged
+from vlm_eff.models.layer_call import LayerCall
+from vlm_eff.models.observe import Tapped, tapped_source
+from vlm_eff.models.tap import Instead, install_tap
+
+
+class CacheRuntime:
+    """Carries out the plugins of the cache on one model; what it keeps of a sequence is in the cache's layers."""
+
+    def __init__(self, adapter: Adapter, plugins: tuple[Plugin, ...]) -> None:
+        self._adapter = adapter
+        self.plugins = tuple(p for p in plugins if any(isinstance(site, CacheSite) for site in p.sites))
+        self._again = tuple(p for p in self.plugins if CacheSite("step") in p.sites)
+        needs = tuple(dict.fromkeys(need for plugin in self.plugins for need in plugin.needs))
+        self._rules = tuple(need for need in needs if isinstance(need, CacheRows))
+        self._kinds = tuple(need for need in needs if isinstance(need, CacheSums))
+        self._placed = CachePlaces() in needs
+        self.layers = adapter.cache_layers if self.plugins else ()
+        self._traits: dict[int, Traits] = {}
+        self._masks: dict[int, Any] = {}
+        self._record: Columns | None = None
+        self._cache: weakref.ref[Any] | None = None
+        self.reports: list[CompressionReport] = []
+
+    @property
+    def active(self) -> bool:
+        """True when any plugin acts on the cache."""
+        return bool(self.plugins)
+
+    def install(self, current: Callable[[], Call | None], undo: Undo) -> None:
+        """Put the tap on, over those of others."""
+        if self.layers:
+            attention = {index: self._adapter.layers[index].self_attn for index in self.layers}
+            install_tap(attention, partial(self._saw, current), undo)
+
+    # ---------------------------------------------------------------- between two forward passes
+
+    def begin(self, call: Call, cache: Any, position_ids: Tensor | None) -> None:
+        """Refuse caches that cannot be compressed, and compress when this call is a decode step."""
+        self._record, self._cache = None, None if cache is None else weakref.ref(cache)
+        if cache is None:
+            self._note_columns(call, None, position_ids)
+            return
+        for index in self.layers:
+            if index < len(cache.layers):
+                check_layer(cache.layers[index])
+        layers = compressed_layers(cache)
+        lead = layers.get(self.layers[0])
+        if lead is not None and lead.get_seq_length() and call.length - call.entry.unverified == 1:
+            self._settle(call, cache, layers, lead)
+        self._note_columns(call, lead if lead is not None and lead.get_seq_length() else None, position_ids)
+
+    def _settle(self, call: Call, cache: Any, layers: dict[int, CompressedLayer], lead: CompressedLayer) -> None:
+        record, prompt = lead.book.columns, lead.book.prompt
+        assert record is not None
+        if prompt is not None:
+            for plugin in self.plugins:
+                self._compress(call, plugin, CacheSite("prompt"), layers, record, prompt)
+        elif self._again:
+            for plugin in self._again:
+                self._compress(call, plugin, CacheSite("step"), layers, record, call.past)
+        if prompt is not None:
+            for layer in layers.values():
+                layer.book.settle()
+
+    def _compress(
+        self,
+        call: Call,
+        plugin: Plugin,
+        site: CacheSite,
+        layers: dict[int, CompressedLayer],
+        record: Columns,
+        limit: int,
+    ) -> None:
+        """Ask one plugin, and write layer by layer: at most one layer is there twice."""
+        started = time.perf_counter()
+        view = CacheView(tuple(layers), call.past, partial(self._entries, layers, record, limit), {})
+        action = plugin.at(site, view)
+        if not isinstance(action, Compress):
+            return
+        before = self.bytes_of(layers)
+        counts = [_stored(layer) for layer in layers.values()]
+        changed = False
+        for index in action.layers:
+            entries, layer = view.entries(index), layers[index]
+            decided = action.store(index)
+            if not unchanged(decided, entries):
+                carry_out(decided, entries, layer, limit)
+                changed = True
+            view.forget(index)
+        if changed:
+            after = [_stored(layer) for layer in layers.values()]
+            host = (time.perf_counter() - started) * 1e3
+            self.reports.append(
+                CompressionReport(
+                    plugin.name, site.when, call.past, tuple(layers), tuple(counts), tuple(after),
+                    before, self.bytes_of(layers), host,
+                )
+            )  # fmt: skip
+
+    def plan(self, cache: Any, plugin: Plugin) -> tuple[dict[int, Entries], Compress | None, int]:
+        """What a plugin would do to a cache whose prompt is over, without doing it: entries, action and limit."""
+        layers = compressed_layers(cache)
+        lead = layers[self.layers[0]]
+        record, limit = lead.book.columns, lead.book.prompt
+        if record is None or limit is None:
+            raise StateError(
+                explain("a cache without a fresh prompt", "a cache right after a prompt", "Run the prompt")
+            )
+        view = CacheView(tuple(layers), limit, partial(self._entries, layers, record, limit), {})
+        action = plugin.at(CacheSite("prompt"), view)
+        entries = {index: view.entries(index) for index in layers}
+        return entries, action if isinstance(action, Compress) else None, limit
+
+    def _entries(self, layers: dict[int, CompressedLayer], record: Columns, limit: int, index: int) -> Entries:
+        context = (self._traits.get(index), self._rotary(index, record))
+        return open_entries(index, layers[index], record, limit, context)
+
+    def _rotary(self, index: int, record: Columns | None) -> Rotary | None:
+        if record is None or record.places is None:
+            return None
+        return Rotary(self._adapter, index, record.places)
+
+    # ---------------------------------------------------------------- while layers run
+
+    def _note_columns(self, call: Call, lead: CompressedLayer | None, position_ids: Tensor | None) -> None:
+        modality = call.modality
+        if modality is None:
+            modality = torch.full((call.rows, call.length), TEXT, dtype=torch.int8, device=call.device)
+        modality = modality.masked_fill(~call.real(), PADDING)
+        new = Columns(modality, _places(position_ids, call) if self._placed else None)
+        old = lead.book.columns if lead is not None else None
+        self._record = new if old is None else old.join(new)
+
+    def enter(self, call: Call, index: int, now: LayerCall) -> None:
+        """Make the layer's cache one that can be compressed, and note what this call brings."""
+        if index not in self.layers or now.cache is None:
+            return
+        ensure_layer(now.cache, index)
+        self._masks[index] = now.mask
+        if self._cache is None or self._cache() is not now.cache:
+            self._cache = weakref.ref(now.cache)
+        layer = make_compressed(now.cache.layers[index], call.rows, call.device)
+        if index == self.layers[0]:
+            layer.book.columns = self._record
+        verified = call.length - call.entry.unverified
+        if verified > 1 or call.past == 0:
+            layer.book.prompt = call.past + verified
+
+    def _saw(
+        self, current: Callable[[], Call | None], index: int, query: Tensor, key: Any, mask: Any, kwargs: dict[str, Any]
+    ) -> Instead | None:
+        call = current()
+        if call is None:
+            return None
+        if (scaling := kwargs.get("scaling")) is None:
+            scaling = query.shape[-1] ** -0.5
+        self._traits[index] = traits = Traits(scaling, kwargs.get("softcap"))
+        rotary = self._rotary(index, self._record)
+        layer = self._layer(index)
+        if layer is not None and self._record is not None:
+            self._observe(call, index, layer, query, key, mask, rotary)
+        if not isinstance(key, Packed):
+            return None
+        return PackedAttention(key, traits, rotary, whole=call.spans is not None)
+
+    def _observe(
+        self, call: Call, index: int, layer: CompressedLayer, query: Tensor, key: Any, mask: Any, rotary: Rotary | None
+    ) -> None:
+        step = call.past > 0 and call.length - call.entry.unverified == 1
+        rules = [rule for rule in self._rules if rule.steps or not step]
+        kinds = tuple(kind for kind in self._kinds if kind.steps or not step)
+        if not rules and not kinds:
+            return
+        assert self._record is not None
+        now = passing(call, self._record)
+        for rule in rules:
+            note_rows(layer, rule, query, now, call, self._masks.get(index), self._record)
+        if kinds:
+            dense = key.dense(rotary)[0] if isinstance(key, Packed) else key
+            traits = self._traits[index]
+            seen = Tapped(query, dense, mask, traits.scaling, traits.softcap, None, None, call.present())
+            attention = self._adapter.layers[index].self_attn
+            note_sums(layer, kinds, tapped_source(seen, attention, rope=True), now)
+
+    def _layer(self, index: int) -> CompressedLayer | None:
+        cache = None if self._cache is None else self._cache()
+        if cache is None or index >= len(cache.layers):
+            return None
+        layer = cache.layers[index]
+        return layer if isinstance(layer, CompressedLayer) else None
+
+    def leave(self) -> None:
+        """Let go of what one call needed."""
+        self._masks.clear()
+
+    # ---------------------------------------------------------------- what the handle asks
+
+    def bytes_of(self, layers: dict[int, CompressedLayer]) -> int:
+        """Bytes that the layers hold for their entries."""
+        return sum(layer.bytes for layer in layers.values())
+
+    def contents(self, index: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Keys and values [B, Hkv, S, Dh] as a layer attends to them, and the log of what each entry stands for."""
+        layer = self._layer(index)
+        if layer is None or layer.keys is None:
+            raise StateError(
+                explain(
+                    f"layer {index} without a cache", "a layer of a cache in use", "Call the model with a cache first"
+                )
+            )
+        key, value = Packed(layer.segments, layer.keys, layer.values).dense(self._rotary(index, self._record))
+        weight = layer.weights()
+        return key, value, None if weight is None else weight.clamp(min=1).log()
+
+
+def _stored(layer: CompressedLayer) -> float:
+    """Entries that a layer stores, mean over rows and heads, fillers left out."""
+    positions = layer.positions()
+    return float((positions >= 0).sum()) / max(positions.shape[0] * positions.shape[1], 1)
+
+
+def _places(position_ids: Tensor | None, call: Call) -> Tensor:
+    """Rotary positions of this call's columns [A, B, S] int32."""
+    if position_ids is None:
+        made = call.past + torch.arange(call.length, device=call.device).expand(1, call.rows, -1)
+    elif position_ids.dim() == 3:
+        # some models put the text positions in front of time, height and width
+        made = position_ids[-3:].expand(3, call.rows, -1)
+    else:
+        made = (
+            position_ids.expand(1, call.rows, -1)
+            if position_ids.dim() == 1
+            else position_ids.expand(call.rows, -1)[None]
+        )
+    return made.int()

@@ -1,0 +1,136 @@
+"""Carrying out what a plugin decided for one layer: gather what stays, pack what is packed, let go of the rest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from vlm_eff.core.cache import EXACT, Stored
+from vlm_eff.importance.select import from_mask
+from vlm_eff.models.kv.layer import CompressedLayer
+from vlm_eff.models.kv.segments import RaggedSegment, Segment
+from vlm_eff.models.kv.view import Entries
+from vlm_eff.models.slots import Slots
+
+
+class Form(Protocol):
+    """A form in which entries are packed."""
+
+    def pack(
+        self,
+        key: Tensor,
+        value: Tensor,
+        position: Tensor,
+        weight: Tensor | None,
+        entries: Entries,
+    ) -> Segment:
+        """The segment of keys and values [B, Hkv, P, Dh]; fillers, at position -1, come last in each head.
+
+        entries: the open entries that these were taken from, with everything that was observed of them
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class _Picked:
+    """Entries of one form: contents, positions, weights, and the open columns they came from [B, Hkv, P]."""
+
+    key: Tensor
+    value: Tensor
+    position: Tensor
+    weight: Tensor | None
+    source: Tensor
+
+    @property
+    def uneven(self) -> bool:
+        """True when heads of one row keep different numbers: then fillers would be stored for nothing."""
+        count = (self.position >= 0).sum(-1)
+        return bool((count != count[:, :1]).any())
+
+
+def unchanged(decided: Stored, entries: Entries) -> bool:
+    """True when a decision keeps every entry as it is, so that nothing has to be written."""
+    if decided.key is not None or decided.value is not None or decided.weight is not None:
+        return False
+    return bool(((decided.form == EXACT) | ~entries.present).all())
+
+
+def carry_out(decided: Stored, entries: Entries, cache: CompressedLayer, limit: int) -> None:
+    """Write a layer. What is new is made before anything old is let go, so that an error changes nothing."""
+    exact = _pick(decided, entries, EXACT)
+    made: list[Segment] = []
+    sources: list[Tensor] = []
+    for number, form in enumerate(decided.forms, start=1):
+        picked = _pick(decided, entries, number)
+        if picked.position.shape[2]:
+            made.append(form.pack(picked.key, picked.value, picked.position, picked.weight, entries))
+            sources.append(picked.source)
+    if exact.uneven:
+        made.append(RaggedSegment.of(exact.key, exact.value, exact.position, exact.weight))
+        sources.append(exact.source)
+        exact = _pick(decided, entries, len(decided.forms) + 1)
+    closed = [segment for segment in cache.segments if not segment.exact]
+    inside = cache.prefix + cache.slots.index.shape[1] + max(min(limit, cache.slots.stop) - cache.slots.start, 0)
+    tails = [
+        torch.cat([new, old[:, :, inside:]], 2) for new, old in ((exact.key, cache.keys), (exact.value, cache.values))
+    ]
+    _move(cache, entries, closed, [*sources, exact.source], inside)
+    slots = cache.slots
+    cache.keys, cache.values = tails
+    cache.held, cache.weight = exact.position, exact.weight
+    cache.segments = (*closed, *made)
+    empty = slots.index[:, :0]
+    cache.slots = Slots(empty, empty.bool(), max(limit, slots.start), slots.stop, ragged=False, shift=slots.shift)
+    cache.ragged = _ragged(cache)
+
+
+def _ragged(cache: CompressedLayer) -> bool:
+    """True when any stored entry is a filler (asks the device, once a compression)."""
+    return bool((cache.positions() < 0).any())
+
+
+def _pick(decided: Stored, entries: Entries, number: int) -> _Picked:
+    """The present entries of form `number`, in the order of columns, fillers last."""
+    wanted = (decided.form == number) & entries.present
+    batch, heads, count = wanted.shape
+    found = from_mask(wanted.reshape(batch * heads, count))
+    index = found.index.view(batch, heads, -1)
+    valid = found.valid.view(batch, heads, -1)
+    key = entries.key if decided.key is None else decided.key
+    value = entries.value if decided.value is None else decided.value
+    weight = entries.weight if decided.weight is None else decided.weight
+    wide = index[..., None].expand(-1, -1, -1, key.shape[-1])
+    wide_value = index[..., None].expand(-1, -1, -1, value.shape[-1])
+    return _Picked(
+        key.gather(2, wide),
+        value.gather(2, wide_value),
+        entries.position.gather(2, index).masked_fill(~valid, -1),
+        None if weight is None else weight.gather(2, index).masked_fill(~valid, 1.0),
+        index,
+    )
+
+
+def _move(cache: CompressedLayer, entries: Entries, closed: list[Segment], sources: list[Tensor], inside: int) -> None:
+    """Bring what was observed of each entry to the new order of columns."""
+    book = cache.book
+    if not book.sums and not book.gradients:
+        return
+    old, places, first = [], [], 0
+    for segment in cache.segments:
+        if not segment.exact:
+            places.append(torch.arange(first, first + segment.count, device=entries.key.device))
+        first += segment.count
+    shape = entries.position.shape[:2]
+    old += [place.expand(*shape, -1) for place in places]
+    old += [entries.columns.gather(2, source) for source in sources]
+    total = first + cache.keys.shape[2]
+    old.append(torch.arange(first + inside, total, device=entries.key.device).expand(*shape, -1))
+    order = torch.cat(old, 2)
+    book.sums = {kind: sums.take(order) for kind, sums in book.sums.items()}
+    wide = order[..., None]
+    book.gradients = {
+        kind: made.gather(2, wide.expand(*order.shape, made.shape[3])) for kind, made in book.gradients.items()
+    }
