@@ -14,10 +14,11 @@ from tests.contracts import (
     checks,
     kit,
 )
+from tests.sabotage.kv_saboteurs import KV_SABOTEURS
 from tests.sabotage.saboteurs import SABOTEURS as DECODER_SABOTEURS
 from tests.sabotage.tower_saboteurs import TOWER_SABOTEURS
 
-SABOTEURS = DECODER_SABOTEURS | TOWER_SABOTEURS
+SABOTEURS = DECODER_SABOTEURS | TOWER_SABOTEURS | KV_SABOTEURS
 
 # what checks are made of
 NO_CHECK = {"image_tokens", "entry_embeds", "found_cells", "true_cells", "words", "next_turn", "as_embeddings"}

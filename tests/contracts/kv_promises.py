@@ -1,0 +1,70 @@
+"""What each method of the cache promises of its hard setting, beside what all of them do."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tests.contracts.kv_cases import KV_CASES
+from tests.contracts.kv_definitions import Kept, newest, ranked, window_mass
+from vlm_eff import methods
+from vlm_eff.core.plugin import Plugin
+
+
+@dataclass(frozen=True)
+class Promise:
+    """Of the entries of one prompt, right after it.
+
+    budget:   real entries of a prompt -> those that stay in a layer and head, on average; None: no fixed number
+    even:     each layer and head keeps this many
+    first, last: entries that stay in any case
+    needle:   queries at the end whose favourite stays; 0 where attention does not decide
+    ties:     equal keys and values get equal scores, so that the lower positions stay
+    rewrites: what is stored is not what the model computed
+    definition: the entries that stay, computed anew; None where the method's own tests do that
+    nothing:  the setting that changes nothing; where left out, `keep_ratio=1.0` if the method has that argument
+    """
+
+    budget: Callable[[int], int] | None = None
+    even: bool = True
+    first: int = 0
+    last: int = 0
+    needle: int = 0
+    ties: bool = False
+    rewrites: bool = False
+    definition: Kept | None = None
+    nothing: Plugin | None = None
+
+
+def share(ratio: float, least: int = 0) -> Callable[[int], int]:
+    """A fraction of the entries, rounded up."""
+    return lambda count: min(max(math.ceil(ratio * count - 1e-9), least), count)
+
+
+PROMISES: dict[str, Promise] = {
+    "random_evict": Promise(budget=share(0.4)),
+    "snapkv": Promise(share(0.4), last=4, needle=4, ties=True, definition=ranked(window_mass(4), share(0.4), last=4)),
+    "streaming_llm": Promise(
+        lambda count: min(11, count), first=3, last=8, ties=True, definition=ranked(newest, lambda count: 11, first=3)
+    ),
+}
+
+
+def promise(name: str) -> Promise:
+    """What a method promises; nothing special where it is not listed."""
+    return PROMISES.get(name, Promise())
+
+
+def keeps_everything(name: str) -> Plugin | None:
+    """The setting of a method that changes nothing, or None where there is none."""
+    given = promise(name).nothing
+    if given is None and "keep_ratio" in inspect.signature(methods()[name].make).parameters:
+        return methods()[name].make(keep_ratio=1.0)
+    return given
+
+
+def having(what: str) -> list[str]:
+    """Methods that promise something."""
+    return [name for name in KV_CASES if getattr(promise(name), what)]
