@@ -1,8 +1,7 @@
 """Two settings of every method of the cache: one of defaults, and one that really evicts of the tiny prompts."""
 
-from vlm_eff.kvcache import random_evict, snapkv, streaming_llm
-
 from vlm_eff.core.plugin import Plugin
+from vlm_eff.kvcache import random_evict, snapkv, streaming_llm
 
 KV_CASES: dict[str, tuple[Plugin, Plugin]] = {
     "random_evict": (random_evict(), random_evict(keep_ratio=0.4, seed=3)),

@@ -64,7 +64,7 @@ class Call:
     was dropped (between a DeepStack layer and the next). `sequence` notes (queries, cached keys) of each hooked layer,
     `attended` who takes part in its attention where that is fewer. `inside` makes the view of the layer that attends.
     `aside` holds the hidden states of registers while the others are at full length, `log_weight` is added to logits.
-    `modality` [B, S] int8 says what the tokens are, where plugins of the cache want to know.
+    `modality` [B, S] int8 says what the tokens are, where plugins of the cache ask; `passed` is their runtime's.
     `deciding` adds up the seconds in which the tower was looked at and plugins scored and selected.
     """
 
@@ -94,6 +94,7 @@ class Call:
     log_weight: Tensor | None = None
     masks_built: int = 0
     modality: Tensor | None = None
+    passed: Any = None
     # revival: stores of this call by layer; does this call look at stores; what runs along now, and whether rows differ
     shed: dict[int, SideStore] = field(default_factory=dict)
     later: bool = False

@@ -322,7 +322,7 @@ class Runtime:
         if call is None:
             return None
         _CALL.set(None)
-        self.cache.leave()
+        self.cache.leave(call)
         cache = kwargs.get("past_key_values")
         if cache is None and not isinstance(output, tuple):
             cache = output.get("past_key_values")

@@ -196,6 +196,7 @@ class Book:
 
     def crop(self, length: int, count: int) -> None:
         """Forget the last `count` columns; `length` are left."""
+        self.prompt = None if self.prompt is None else min(self.prompt, length)
         if self.columns is not None:
             self.columns = self.columns.cut(length)
         if self.attended is not None:

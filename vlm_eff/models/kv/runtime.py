@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 import weakref
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -36,6 +37,19 @@ from vlm_eff.models.observe import Tapped, tapped_source
 from vlm_eff.models.tap import Instead, install_tap
 
 
+@dataclass
+class Passed:
+    """What one call keeps to itself, so that calls of other threads do not meet it.
+
+    record: the columns of the sequence with those of this call; cache: where they go
+    masks:  as the model made them, at full length, by layer
+    """
+
+    record: Columns
+    cache: weakref.ref[Any] | None
+    masks: dict[int, Any] = field(default_factory=dict)
+
+
 class CacheRuntime:
     """Carries out the plugins of the cache on one model; what it keeps of a sequence is in the cache's layers."""
 
@@ -49,9 +63,7 @@ class CacheRuntime:
         self._placed = CachePlaces() in needs
         self.layers = adapter.cache_layers if self.plugins else ()
         self._traits: dict[int, Traits] = {}
-        self._masks: dict[int, Any] = {}
-        self._record: Columns | None = None
-        self._cache: weakref.ref[Any] | None = None
+        self._last: Passed | None = None
         self.reports: list[CompressionReport] = []
 
     @property
@@ -69,9 +81,8 @@ class CacheRuntime:
 
     def begin(self, call: Call, cache: Any, position_ids: Tensor | None) -> None:
         """Refuse caches that cannot be compressed, and compress when this call is a decode step."""
-        self._record, self._cache = None, None if cache is None else weakref.ref(cache)
         if cache is None:
-            self._note_columns(call, None, position_ids)
+            call.passed = Passed(self._columns(call, None, position_ids), None)
             return
         for index in self.layers:
             if index < len(cache.layers):
@@ -80,7 +91,8 @@ class CacheRuntime:
         lead = layers.get(self.layers[0])
         if lead is not None and lead.get_seq_length() and call.length - call.entry.unverified == 1:
             self._settle(call, cache, layers, lead)
-        self._note_columns(call, lead if lead is not None and lead.get_seq_length() else None, position_ids)
+        started = lead if lead is not None and lead.get_seq_length() else None
+        call.passed = Passed(self._columns(call, started, position_ids), weakref.ref(cache))
 
     def _settle(self, call: Call, cache: Any, layers: dict[int, CompressedLayer], lead: CompressedLayer) -> None:
         record, prompt = lead.book.columns, lead.book.prompt
@@ -155,26 +167,27 @@ class CacheRuntime:
 
     # ---------------------------------------------------------------- while layers run
 
-    def _note_columns(self, call: Call, lead: CompressedLayer | None, position_ids: Tensor | None) -> None:
+    def _columns(self, call: Call, lead: CompressedLayer | None, position_ids: Tensor | None) -> Columns:
         modality = call.modality
         if modality is None:
             modality = torch.full((call.rows, call.length), TEXT, dtype=torch.int8, device=call.device)
         modality = modality.masked_fill(~call.real(), PADDING)
         new = Columns(modality, _places(position_ids, call) if self._placed else None)
         old = lead.book.columns if lead is not None else None
-        self._record = new if old is None else old.join(new)
+        return new if old is None else old.join(new)
 
     def enter(self, call: Call, index: int, now: LayerCall) -> None:
         """Make the layer's cache one that can be compressed, and note what this call brings."""
-        if index not in self.layers or now.cache is None:
+        passed = call.passed
+        if index not in self.layers or now.cache is None or passed is None:
             return
         ensure_layer(now.cache, index)
-        self._masks[index] = now.mask
-        if self._cache is None or self._cache() is not now.cache:
-            self._cache = weakref.ref(now.cache)
+        passed.masks[index] = now.mask
+        if passed.cache is None or passed.cache() is not now.cache:
+            passed.cache = weakref.ref(now.cache)
         layer = make_compressed(now.cache.layers[index], call.rows, call.device)
         if index == self.layers[0]:
-            layer.book.columns = self._record
+            layer.book.columns = passed.record
         verified = call.length - call.entry.unverified
         if verified > 1 or call.past == 0:
             layer.book.prompt = call.past + verified
@@ -183,31 +196,39 @@ class CacheRuntime:
         self, current: Callable[[], Call | None], index: int, query: Tensor, key: Any, mask: Any, kwargs: dict[str, Any]
     ) -> Instead | None:
         call = current()
-        if call is None:
+        passed = None if call is None else call.passed
+        if call is None or passed is None:
             return None
         if (scaling := kwargs.get("scaling")) is None:
             scaling = query.shape[-1] ** -0.5
         self._traits[index] = traits = Traits(scaling, kwargs.get("softcap"))
-        rotary = self._rotary(index, self._record)
-        layer = self._layer(index)
-        if layer is not None and self._record is not None:
-            self._observe(call, index, layer, query, key, mask, rotary)
+        rotary = self._rotary(index, passed.record)
+        layer = _layer(passed, index)
+        if layer is not None:
+            self._observe(call, passed, index, layer, query, key, mask, rotary)
         if not isinstance(key, Packed):
             return None
         return PackedAttention(key, traits, rotary, whole=call.spans is not None)
 
     def _observe(
-        self, call: Call, index: int, layer: CompressedLayer, query: Tensor, key: Any, mask: Any, rotary: Rotary | None
+        self,
+        call: Call,
+        passed: Passed,
+        index: int,
+        layer: CompressedLayer,
+        query: Tensor,
+        key: Any,
+        mask: Any,
+        rotary: Rotary | None,
     ) -> None:
         step = call.past > 0 and call.length - call.entry.unverified == 1
         rules = [rule for rule in self._rules if rule.steps or not step]
         kinds = tuple(kind for kind in self._kinds if kind.steps or not step)
         if not rules and not kinds:
             return
-        assert self._record is not None
-        now = passing(call, self._record)
+        now = passing(call, passed.record)
         for rule in rules:
-            note_rows(layer, rule, query, now, call, self._masks.get(index), self._record)
+            note_rows(layer, rule, query, now, call, passed.masks.get(index), passed.record)
         if kinds:
             dense = key.dense(rotary)[0] if isinstance(key, Packed) else key
             traits = self._traits[index]
@@ -215,16 +236,11 @@ class CacheRuntime:
             attention = self._adapter.layers[index].self_attn
             note_sums(layer, kinds, tapped_source(seen, attention, rope=True), now)
 
-    def _layer(self, index: int) -> CompressedLayer | None:
-        cache = None if self._cache is None else self._cache()
-        if cache is None or index >= len(cache.layers):
-            return None
-        layer = cache.layers[index]
-        return layer if isinstance(layer, CompressedLayer) else None
-
-    def leave(self) -> None:
-        """Let go of what one call needed."""
-        self._masks.clear()
+    def leave(self, call: Call) -> None:
+        """Let go of what one call needed; the handle is asked of the last one."""
+        if call.passed is not None:
+            call.passed.masks.clear()
+        self._last = call.passed
 
     # ---------------------------------------------------------------- what the handle asks
 
@@ -234,16 +250,24 @@ class CacheRuntime:
 
     def contents(self, index: int) -> tuple[Tensor, Tensor, Tensor | None]:
         """Keys and values [B, Hkv, S, Dh] as a layer attends to them, and the log of what each entry stands for."""
-        layer = self._layer(index)
-        if layer is None or layer.keys is None:
+        layer = None if self._last is None else _layer(self._last, index)
+        if self._last is None or layer is None or layer.keys is None:
             raise StateError(
                 explain(
                     f"layer {index} without a cache", "a layer of a cache in use", "Call the model with a cache first"
                 )
             )
-        key, value = Packed(layer.segments, layer.keys, layer.values).dense(self._rotary(index, self._record))
+        key, value = Packed(layer.segments, layer.keys, layer.values).dense(self._rotary(index, self._last.record))
         weight = layer.weights()
         return key, value, None if weight is None else weight.clamp(min=1).log()
+
+
+def _layer(passed: Passed, index: int) -> CompressedLayer | None:
+    cache = None if passed.cache is None else passed.cache()
+    if cache is None or index >= len(cache.layers):
+        return None
+    layer = cache.layers[index]
+    return layer if isinstance(layer, CompressedLayer) else None
 
 
 def _stored(layer: CompressedLayer) -> float:
