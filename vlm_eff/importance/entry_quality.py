@@ -42,7 +42,7 @@ def deletion_cost(
     "joint" may be below. Cost: a few [B, H, R, S] tensors and one more product of attention and values.
     """
     weights = seen(attention, row_valid, looks)
-    there = visible(row_valid, looks)
+    there = visible(row_valid, looks, attention.shape[1])
     heads = values.shape[1]
     held = real(values).to(weights.dtype)
     # every query head beside the values of its key head

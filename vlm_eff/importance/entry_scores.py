@@ -1,8 +1,8 @@
 """Scores of cache entries from a few rows of attention: sums, pooled sums, counts, the last row.
 
 Throughout: attention [B, H, R, S] after the softmax; row_valid [B, R] which rows exist; looks [B, R, S] which keys a
-row may look at (not padding, not what comes later); groups: the number of key heads Hkv, each of which serves H / Hkv
-neighbouring query heads. Scores are [B, Hkv, S], higher = keep, 0 for an entry nobody looks at. They are float32, or
+row may look at (not padding, not what comes later), or [B, Hkv, R, S] where key heads store different entries; groups:
+the number of key heads Hkv, each of which serves H / Hkv neighbouring query heads. Scores are [B, Hkv, S], higher = keep, 0 for an entry nobody looks at. They are float32, or
 float64 where the attention is.
 """
 
@@ -24,14 +24,16 @@ def real(values: Tensor) -> Tensor:
     return values if values.dtype == torch.float64 else values.float()
 
 
-def visible(row_valid: Tensor, looks: Tensor) -> Tensor:
-    """Which pairs of row and key exist [B, 1, R, S]."""
-    return (looks & row_valid[:, :, None])[:, None]
+def visible(row_valid: Tensor, looks: Tensor, heads: int) -> Tensor:
+    """Which pairs of row and key exist [B, 1, R, S], or [B, heads, R, S] where key heads store different entries."""
+    if looks.dim() == 3:
+        return (looks & row_valid[:, :, None])[:, None]
+    return (looks & row_valid[:, None, :, None]).repeat_interleave(heads // looks.shape[1], dim=1)
 
 
 def seen(attention: Tensor, row_valid: Tensor, looks: Tensor) -> Tensor:
     """Attention with exact 0 for pairs that do not exist, whatever stood there [B, H, R, S]."""
-    return real(attention).masked_fill(~visible(row_valid, looks), 0.0)
+    return real(attention).masked_fill(~visible(row_valid, looks, attention.shape[1]), 0.0)
 
 
 def by_group(values: Tensor, groups: int) -> Tensor:
@@ -75,13 +77,16 @@ def pooled(scores: Tensor, kernel: int, kind: Literal["avg", "max"], present: Te
 def unread(attention: Tensor, row_valid: Tensor, looks: Tensor, groups: int, length: Tensor | None = None) -> Tensor:
     """How often each entry got less than an even share, counted over rows and query heads [B, Hkv, S]; higher = worse.
 
-    length: [B] entries t of which 1 / t is the even share (Scissorhands, arXiv:2305.17118, takes the present length for
-        all rows); None takes for each row what it may look at
+    length: [B] or [B, Hkv] entries t of which 1 / t is the even share (Scissorhands, arXiv:2305.17118, takes the present
+        length for all rows); None takes for each row what it may look at
     Rows that may not look at an entry do not count against it. A share that is even up to rounding is not below it.
     Scores are minus this count: a count, not a mass, so that one heavy row does not save an entry.
     """
-    there = visible(row_valid, looks)
-    even = there.sum(3, keepdim=True) if length is None else length[:, None, None, None]
+    there = visible(row_valid, looks, attention.shape[1])
+    even = there.sum(3, keepdim=True)
+    if length is not None:
+        each = length.expand(groups, -1).T if length.dim() == 1 else length
+        even = each.repeat_interleave(attention.shape[1] // groups, dim=1)[:, :, None, None]
     below = seen(attention, row_valid, looks) * even < 1 - _SLACK
     return by_group((below & there).sum(2), groups).to(real(attention).dtype)
 
@@ -104,7 +109,7 @@ def mean_and_variance(attention: Tensor, row_valid: Tensor, looks: Tensor, group
     Over the rows that may look at the entry; the variance is that of the population, so that one row has 0. CAKE
     (arXiv:2503.12491) keeps by mean + 200 * variance over the last 32 rows, pooled by a mean over 5.
     """
-    there = visible(row_valid, looks)
+    there = visible(row_valid, looks, attention.shape[1])
     count = there.sum(2).clamp(min=1)
     weights = seen(attention, row_valid, looks)
     mean = weights.sum(2) / count
