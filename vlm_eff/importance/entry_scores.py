@@ -2,8 +2,8 @@
 
 Throughout: attention [B, H, R, S] after the softmax; row_valid [B, R] which rows exist; looks [B, R, S] which keys a
 row may look at (not padding, not what comes later), or [B, Hkv, R, S] where key heads store different entries; groups:
-the number of key heads Hkv, each of which serves H / Hkv neighbouring query heads. Scores are [B, Hkv, S], higher = keep, 0 for an entry nobody looks at. They are float32, or
-float64 where the attention is.
+the number of key heads Hkv, each of which serves H / Hkv neighbouring query heads. Scores are [B, Hkv, S], higher =
+keep, 0 for an entry nobody looks at. They are float32, or float64 where the attention is.
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ def pooled(scores: Tensor, kernel: int, kind: Literal["avg", "max"], present: Te
 def unread(attention: Tensor, row_valid: Tensor, looks: Tensor, groups: int, length: Tensor | None = None) -> Tensor:
     """How often each entry got less than an even share, counted over rows and query heads [B, Hkv, S]; higher = worse.
 
-    length: [B] or [B, Hkv] entries t of which 1 / t is the even share (Scissorhands, arXiv:2305.17118, takes the present
-        length for all rows); None takes for each row what it may look at
+    length: [B] or [B, Hkv] entries t of which 1 / t is the even share (Scissorhands, arXiv:2305.17118, takes the
+        present length for all rows); None takes for each row what it may look at
     Rows that may not look at an entry do not count against it. A share that is even up to rounding is not below it.
     Scores are minus this count: a count, not a mass, so that one heavy row does not save an entry.
     """
