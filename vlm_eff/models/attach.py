@@ -59,6 +59,7 @@ def _attach_vlm(model: Any, plugins: tuple[Plugin, ...]) -> Handle:
     bound = tuple(plugin.bind(context) for plugin in plugins)
     check_conflicts(bound)
     refusals.refuse_plugins(adapter, bound)
+    refusals.refuse_together(bound)
     device = next(adapter.decoder.parameters()).device
     return _install(Runtime(adapter, bound, make_learned(bound, context, device)), bound, (adapter.core, adapter.tower))
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from vlm_eff.core.errors import CapabilityError, CompiledModelError, InputError, explain
+from vlm_eff.core.cache import CacheSite
+from vlm_eff.core.errors import CapabilityError, CompiledModelError, ConflictError, InputError, explain
 from vlm_eff.core.plugin import Plugin
 from vlm_eff.models.adapter import Adapter
 
@@ -54,6 +55,20 @@ def _refuse_revival(adapter: Adapter, plugin: Plugin) -> None:
                 f"{plugin.name} with revival on a {adapter.name} model with {got}",
                 "full attention through sdpa or eager",
                 'Use revive="never"' + ("" if sliding else ', or load the model with attn_implementation="sdpa"'),
+            )
+        )
+
+
+def refuse_together(plugins: Sequence[Plugin]) -> None:
+    """Raise `ConflictError` where one plugin brings tokens back into a cache that another one compresses."""
+    back = [plugin.name for plugin in plugins if plugin.revives]
+    cached = [plugin.name for plugin in plugins if any(isinstance(site, CacheSite) for site in plugin.sites)]
+    if back and cached:
+        raise ConflictError(
+            explain(
+                f"{back[0]!r}, which brings tokens back into the cache, with {cached[0]!r}, which compresses it",
+                "one of the two",
+                'Use revive="never", or leave the plugin of the cache out',
             )
         )
 

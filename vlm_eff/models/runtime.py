@@ -29,6 +29,7 @@ from vlm_eff.models.apply import apply_action, check_labels, renumber
 from vlm_eff.models.attend import Among, among
 from vlm_eff.models.cache_layer import guard, is_logical, stored_layer
 from vlm_eff.models.call import Call, Entry, find_spans, has_placeholders, modality_of
+from vlm_eff.models.kv.layer import CompressedLayer
 from vlm_eff.models.kv.runtime import CacheRuntime
 from vlm_eff.models.layer_call import LayerCall
 from vlm_eff.models.ledger import Ledger
@@ -231,7 +232,7 @@ class Runtime:
         if call.later:
             hidden = self.reviver.enter(call, index, now)
         if call.length > 1:
-            call.sequence[index] = (hidden.shape[1], self.translator.slots(call, now.cache, index).stored)
+            call.sequence[index] = (hidden.shape[1], self.translator.stored(call, now.cache, index))
         if call.survivors is not None:
             call.maps[index] = call.survivors
         if index in self._inside and call.spans is not None:
@@ -312,6 +313,8 @@ class Runtime:
         if call.survivors is not None or is_logical(stored_layer(now.cache, index)):
             self.translator.translate(call, index, side, hidden)
         cached, slots = stored_layer(now.cache, index), self.translator.slots(call, now.cache, index)
+        if isinstance(cached, CompressedLayer) and cached.compressed:
+            return Input(hidden, side.rope, side.mask, self.cache.dense_keys(call, index))
         past = cached.keys[:, :, -slots.stored :] if cached is not None and slots.stored else None
         return Input(hidden, side.rope, side.mask, past)
 

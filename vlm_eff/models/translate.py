@@ -71,12 +71,12 @@ class Translator:
         weight, mask = stored.weights(), now.mask
         if mask is None and call.length == 1 and weight is None and not stored.ragged:
             return
-        survivors = call.survivors
+        survivors, flash = call.survivors, "flash" in self._adapter.decoder.config._attn_implementation
         keys, ragged = stored.coming(call, survivors)
         if weight is not None:
             weight = torch.nn.functional.pad(weight, (0, keys.shape[2] - weight.shape[2]), value=1.0)
         heads = self._adapter.layers[index].self_attn.num_key_value_groups * keys.shape[1]
-        wanted = Wanted(heads, hidden.dtype, call.past, call.length, ragged)
+        wanted = Wanted(heads, hidden.dtype, call.past, call.length, ragged, flash and not stored.segments)
         now.kwargs["attention_mask"] = mask_of_heads(mask, keys, weight, survivors, wanted)
 
     def stamp(self, call: Call, cache: Any, index: int) -> None:
@@ -100,6 +100,12 @@ class Translator:
             (old.index if old.index.numel() else 0, old.start, old.stop, kept),
             lambda: old.append(kept, last, shift if shift is not None else old.shift),
         )
+
+    def stored(self, call: Call, cache: Any, index: int) -> int:
+        """Entries that a layer stores in each row and head, fillers included."""
+        layer = stored_layer(cache, index)
+        packed = layer.packed if isinstance(layer, CompressedLayer) else 0
+        return packed + self.slots(call, cache, index).stored
 
     def slots(self, call: Call, cache: Any, index: int) -> Slots:
         layer = stored_layer(cache, index)

@@ -15,7 +15,7 @@ from vlm_eff.models.cache_layer import LogicalLayer
 from vlm_eff.models.call import Call
 from vlm_eff.models.kv.book import Book
 from vlm_eff.models.kv.segments import Segment
-from vlm_eff.models.slots import Slots
+from vlm_eff.models.slots import Slots, crop_refused
 from vlm_eff.models.token_map import TokenMap
 
 
@@ -50,6 +50,7 @@ class CompressedLayer(LogicalLayer):
     weight:   [B, Hkv, P] float32 tokens that each of these stands for, or None
     slots:    positions of the entries of `keys` behind them, as in `LogicalLayer`
     ragged:   some entry is a filler; on the host, so that no step asks the device
+    floor:    no crop may reach below: the same for all layers, so that all are cropped or none
     book:     what was observed and is not used yet
     """
 
@@ -57,6 +58,7 @@ class CompressedLayer(LogicalLayer):
     held: Tensor | None = None
     weight: Tensor | None = None
     ragged: bool = False
+    floor: int = 0
     book: Book
 
     @property
@@ -107,6 +109,15 @@ class CompressedLayer(LogicalLayer):
         return torch.cat([known, new], 2), self.ragged or (survivors is not None and survivors.ragged)
 
     @property
+    def packed(self) -> int:
+        """Entries in front of those that `slots` describes."""
+        return self.prefix + sum(segment.count for segment in self.segments)
+
+    def dense_keys(self, rotary: Any) -> Tensor:
+        """All keys [B, Hkv, S, Dh], unpacked."""
+        return Packed(self.segments, self.keys, self.values).dense(rotary)[0]
+
+    @property
     def prefix(self) -> int:
         """Entries of `keys` that are held by head."""
         return 0 if self.held is None else self.held.shape[2]
@@ -123,6 +134,9 @@ class CompressedLayer(LogicalLayer):
         return sum(storages.values())
 
     def crop(self, tokens_to_remove: int) -> None:
+        after = self.get_seq_length() - abs(tokens_to_remove)
+        if after < self.floor:
+            raise crop_refused(abs(tokens_to_remove), self.get_seq_length() - self.floor)
         super().crop(tokens_to_remove)
         self.book.crop(self.slots.logical, abs(tokens_to_remove))
 
@@ -135,7 +149,8 @@ class CompressedLayer(LogicalLayer):
 
     def reset(self) -> None:
         super().reset()
-        self.segments, self.held, self.weight, self.ragged, self.book = (), None, None, False, Book()
+        self.segments, self.held, self.weight, self.ragged = (), None, None, False
+        self.floor, self.book = 0, Book()
 
     def offload(self) -> None:
         super().offload()

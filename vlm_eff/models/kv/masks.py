@@ -18,6 +18,7 @@ class Wanted:
 
     heads, dtype: of the query         past, length: logical lengths before and of this call
     ragged:       some key is a filler; kept on the host, so that no step asks the device
+    flash:        flash attention will take the mask: columns alone, and it sees to causality itself
     """
 
     heads: int
@@ -25,6 +26,7 @@ class Wanted:
     past: int
     length: int
     ragged: bool
+    flash: bool = False
 
 
 def mask_of_heads(
@@ -39,9 +41,12 @@ def mask_of_heads(
     Returns [B, H, Q, K], or None where nothing has to be hidden.
     """
     there = keys >= 0
+    if wanted.flash:
+        return _for_flash(mask, keys, there, weight, wanted)
     if mask is not None and mask.dim() == 2:
-        return _columns(mask, keys, there)
-    if mask is not None:
+        seen = gather_slots(mask[:, None].expand(-1, keys.shape[1], -1).flatten(0, 1), _index(keys).flatten(0, 1), 1)
+        made = _causal(keys, there & seen.view_as(keys).bool(), queries, wanted)
+    elif mask is not None:
         made = _gathered(mask, keys, there, queries)
     elif wanted.length > 1 or wanted.ragged:
         made = _causal(keys, there, queries, wanted)
@@ -69,7 +74,7 @@ def _gathered(mask: Tensor, keys: Tensor, there: Tensor, queries: TokenMap | Non
         spread = mask.shape[1] // heads
         keys, there, heads = keys.repeat_interleave(spread, 1), there.repeat_interleave(spread, 1), mask.shape[1]
     wide = mask.expand(batch, heads, -1, -1)
-    at = keys.clamp(min=0).long()[:, :, None].expand(-1, -1, wide.shape[2], -1)
+    at = _index(keys)[:, :, None].expand(-1, -1, wide.shape[2], -1)
     picked = wide.gather(3, at)
     hidden = ~there[:, :, None]
     if picked.dtype == torch.bool:
@@ -88,8 +93,24 @@ def _causal(keys: Tensor, there: Tensor, queries: TokenMap | None, wanted: Wante
     return looks | (blank & (keys[:, :, None] == rows[:, None, :, None]))
 
 
-def _columns(mask: Tensor, keys: Tensor, there: Tensor) -> Tensor:
-    """A mask of columns alone, as flash attention takes it: all heads must store the same."""
+def _index(keys: Tensor) -> Tensor:
+    return keys.clamp(min=0).long()
+
+
+def _for_flash(
+    mask: Tensor | None, keys: Tensor, there: Tensor, weight: Tensor | None, wanted: Wanted
+) -> Tensor | None:
+    """A mask of columns alone [B, K], or None: all heads must store the same, and every entry counts once."""
+    if weight is not None:
+        raise CapabilityError(
+            explain(
+                "merged entries that count for several, under flash attention, which adds nothing to its logits",
+                "attention through sdpa or eager",
+                'Load the model with attn_implementation="sdpa"',
+            )
+        )
+    if mask is None and not wanted.ragged:
+        return None
     if not bool((keys == keys[:, :1]).all()):
         raise CapabilityError(
             explain(
@@ -98,5 +119,6 @@ def _columns(mask: Tensor, keys: Tensor, there: Tensor) -> Tensor:
                 'Load the model with attn_implementation="sdpa", or choose per_head=False',
             )
         )
-    picked = mask.gather(1, keys[:, 0].clamp(min=0).long())
-    return picked * there[:, 0].to(mask.dtype)
+    if mask is None:
+        return there[:, 0].long()
+    return mask.gather(1, _index(keys[:, 0])) * there[:, 0].to(mask.dtype)

@@ -133,6 +133,8 @@ class CacheRuntime:
                 changed = True
             view.forget(index)
         if changed:
+            for layer in layers.values():
+                layer.floor = max(layer.floor, limit)
             after = [_stored(layer) for layer in layers.values()]
             host = (time.perf_counter() - started) * 1e3
             self.reports.append(
@@ -174,7 +176,8 @@ class CacheRuntime:
         modality = modality.masked_fill(~call.real(), PADDING)
         new = Columns(modality, _places(position_ids, call) if self._placed else None)
         old = lead.book.columns if lead is not None else None
-        return new if old is None else old.join(new)
+        # a call that failed may have noted columns that never came
+        return new if old is None else old.cut(call.past).join(new)
 
     def enter(self, call: Call, index: int, now: LayerCall) -> None:
         """Make the layer's cache one that can be compressed, and note what this call brings."""
@@ -247,6 +250,13 @@ class CacheRuntime:
     def bytes_of(self, layers: dict[int, CompressedLayer]) -> int:
         """Bytes that the layers hold for their entries."""
         return sum(layer.bytes for layer in layers.values())
+
+    def dense_keys(self, call: Call, index: int) -> Tensor:
+        """All keys of a layer that a call found [B, Hkv, S, Dh], unpacked."""
+        assert call.passed is not None
+        layer = _layer(call.passed, index)
+        assert layer is not None
+        return layer.dense_keys(self._rotary(index, call.passed.record))
 
     def contents(self, index: int) -> tuple[Tensor, Tensor, Tensor | None]:
         """Keys and values [B, Hkv, S, Dh] as a layer attends to them, and the log of what each entry stands for."""
