@@ -193,7 +193,7 @@ def _element_bytes(cache: Any) -> tuple[tuple[int, int, int], ...]:
         one = sum(t.shape[1] * t.shape[3] * t.element_size() for t in (layer.keys, layer.values))
         rows, _, stored, _ = layer.keys.shape
         if isinstance(layer, CompressedLayer):
-            made.append((int(layer.positions().shape[2]), one, layer.bytes))
+            made.append((layer.packed + layer.slots.stored, one, layer.bytes))
         else:
             made.append((int(stored), one, int(rows * stored * one)))
     return tuple(made)
