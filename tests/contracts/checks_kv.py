@@ -18,6 +18,7 @@ from tests.tiny import row, tiny_inputs
 from vlm_eff import attach
 from vlm_eff.core.handle import Handle
 from vlm_eff.core.plugin import Plugin
+from vlm_eff.core.resources import Resource
 
 Rows = tuple[int, ...]
 
@@ -150,7 +151,7 @@ def kv_batch_equals_rows(family: str, plugin: Plugin, rows: Rows = (1, 2, 0)) ->
                 own = kv_kit.kept(entries[layer], 0, head)
                 assert kv_kit.kept(stored[layer], index, head) == [place + shift for place in own]
                 less |= len(own) < alone["input_ids"].shape[1] + 3
-    assert less, "nothing was evicted"
+    assert less or Resource.CACHE_ENTRIES not in plugin.writes, "nothing was evicted"
 
 
 def kv_eager_equals_sdpa(family: str, plugin: Plugin) -> None:

@@ -16,6 +16,7 @@ from tests.kv_oracle import recording
 from tests.tiny import tiny_inputs, visual_mask
 from vlm_eff import attach
 from vlm_eff.core.plugin import Plugin
+from vlm_eff.core.resources import Resource
 
 
 def kv_budget_is_met(family: str, plugin: Plugin, promise: Promise, rows: tuple[int, ...] = (1, 2, 0)) -> None:
@@ -54,7 +55,7 @@ def kv_protected_entries_stay(family: str, plugin: Plugin, promise: Promise) -> 
         protected = set(real[: promise.first]) | set(real[len(real) - promise.last :])
         assert protected <= set(kept), f"layer {layer}, row {index} lost protected entries"
         evicted |= len(old) < len(real)
-    assert evicted, "nothing was evicted"
+    assert evicted or Resource.CACHE_ENTRIES not in plugin.writes, "nothing was evicted"
 
 
 def kv_keys_keep_their_phase(family: str, plugin: Plugin) -> None:

@@ -44,6 +44,8 @@ def share(ratio: float, least: int = 0) -> Callable[[int], int]:
 
 
 PROMISES: dict[str, Promise] = {
+    # as many directions as there are take more memory than the entries, which then stay as they were
+    "cross_modal_low_rank": Promise(rewrites=True, nothing=methods()["cross_modal_low_rank"].make(energy=1.0)),
     "random_evict": Promise(budget=share(0.4)),
     "snapkv": Promise(share(0.4), last=4, needle=4, ties=True, definition=ranked(window_mass(4), share(0.4), last=4)),
     "streaming_llm": Promise(

@@ -7,8 +7,10 @@ engine.
 from vlm_eff.kvcache.methods.baselines import random_evict
 from vlm_eff.kvcache.methods.eviction.snapkv import snapkv
 from vlm_eff.kvcache.methods.eviction.streaming_llm import streaming_llm
+from vlm_eff.kvcache.methods.representation.cross_modal_low_rank import cross_modal_low_rank
 
 __all__ = [
+    "cross_modal_low_rank",
     "random_evict",
     "snapkv",
     "streaming_llm",

@@ -123,8 +123,13 @@ class CompressedLayer(LogicalLayer):
         return 0 if self.held is None else self.held.shape[2]
 
     def buffers(self) -> list[Tensor]:
-        """Every tensor that stands for cache entries: contents, positions and weights; not what was observed."""
-        own = [self.keys, self.values, self.held, self.weight, self.slots.index, self.slots.valid]
+        """Every tensor that stands for cache entries: contents, positions and weights; not what was observed.
+
+        Rotary positions count, without which keys that are stored before rotation are no keys.
+        """
+        columns = self.book.columns
+        places = None if columns is None else columns.places
+        own = [self.keys, self.values, self.held, self.weight, self.slots.index, self.slots.valid, places]
         return [t for t in own if t is not None] + [t for segment in self.segments for t in segment.buffers]
 
     @property

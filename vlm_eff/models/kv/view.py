@@ -127,6 +127,12 @@ class Entries:
             raise _not_seen("rotary positions", self.layer)
         return self._rotary.back(self.key, self.position)
 
+    def metric_before_rotation(self, metric: Tensor, among: Tensor) -> Tensor:
+        """A metric of rotated keys [B, Hkv, Dh, Dh] for keys without rotation, mean over `among` [B, Hkv, N]."""
+        if self._rotary is None:
+            raise _not_seen("rotary positions", self.layer)
+        return self._rotary.before(metric, self.position, among)
+
     def _everything(self) -> tuple[Tensor, Tensor, Tensor | None]:
         """Keys, positions and weights of closed entries, then of the open ones."""
         closed = [segment for segment in self._cache.segments if not segment.exact]

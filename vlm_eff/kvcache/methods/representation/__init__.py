@@ -1,0 +1,1 @@
+"""Methods that represent entries of the KV cache in another way."""
