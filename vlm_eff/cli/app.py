@@ -100,6 +100,37 @@ def run_command(
     (run_compare if compare else run_once)(options)
 
 
+@app.command("kv-meter")
+def kv_meter_command(
+    image: Annotated[list[Path] | None, typer.Option(help="A picture; give it again for several.")] = None,
+    prompt: Annotated[str, typer.Option(help="What to ask.")] = "",
+    plugin: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SPEC",
+            help='Such as snapkv:keep_ratio=0.2, each measured by itself; "snapkv + kivi:bits=4" compresses twice.',
+        ),
+    ] = None,
+    model: Model = None,
+    steps: Annotated[int, typer.Option(min=1, help="Decode steps whose queries attend.")] = 8,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the errors as a PNG.")] = None,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    attn: Attention = "sdpa",
+    json: Json = False,
+) -> None:
+    """Measure what policies of the KV cache do to the attention of one answer, layer by layer, in seconds."""
+    if not image:
+        raise typer.BadParameter("got no --image; accepted is one or more. Name a picture to ask about.")
+    if not prompt.strip():
+        raise typer.BadParameter("got no --prompt; accepted is a question or an instruction. Write what to ask.")
+    if not plugin:
+        raise typer.BadParameter("got no --plugin; accepted is one or more. Name one, such as snapkv:keep_ratio=0.2.")
+    from vlm_eff.cli.kv_meter import MeterOptions, measure_cache
+
+    measure_cache(MeterOptions(image, prompt, plugin, model, steps, dtype, device, attn, as_json=json, plot=plot))
+
+
 @app.command("explain")
 def explain_command(
     model: Model = None, dtype: Dtype = "auto", device: Device = "cpu", attn: Attention = "sdpa"

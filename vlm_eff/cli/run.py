@@ -43,7 +43,7 @@ class RunOptions:
 
 def run_once(options: RunOptions) -> None:
     """Ask once, with all plugins attached together, or bare when there are none."""
-    plugins = _plugins(options.plugins)
+    plugins = plugins_of(options.plugins)
     subject, images, folder = _prepare(options)
     with progress("answering"):
         inputs = subject.inputs(images, options.prompt)
@@ -75,7 +75,7 @@ def run_once(options: RunOptions) -> None:
 
 def run_compare(options: RunOptions) -> None:
     """Ask bare and with each plugin alone, and print one table."""
-    plugins = _plugins(options.plugins)
+    plugins = plugins_of(options.plugins)
     if not plugins:
         raise ConfigError(
             explain(
@@ -128,11 +128,21 @@ def _cells(arm: Arm) -> tuple[str, ...]:
     return arm.plugin, arm.answer, asked, got, f"{arm.prefill_flops_ratio:.2f}", f"{arm.kv_bytes_ratio:.2f}", time
 
 
-def _plugins(specs: list[str]) -> dict[str, Plugin]:
+def plugins_of(specs: list[str]) -> dict[str, Plugin]:
+    """Plugins by the spec that names each of them.
+
+    Raises:
+        ConfigError: a spec that stands twice, or that cannot be read.
+    """
+    refuse_repeated(specs)
+    return {spec: vlm_eff.plugin(spec) for spec in specs}
+
+
+def refuse_repeated(specs: list[str]) -> None:
+    """Raise `ConfigError` when a spec stands twice."""
     repeated = {spec for spec in specs if specs.count(spec) > 1}
     if repeated:
         raise ConfigError(explain(f"--plugin {repeated.pop()} twice", "each plugin once", "Leave one of them out"))
-    return {spec: vlm_eff.plugin(spec) for spec in specs}
 
 
 def _prepare(options: RunOptions) -> tuple[Subject, list[Image.Image], Path | None]:

@@ -116,23 +116,15 @@ class CacheRuntime:
         record: Columns,
         limit: int,
     ) -> None:
-        """Ask one plugin, and write layer by layer: at most one layer is there twice."""
+        """Ask one plugin, carry out what it answers, and note what that saved."""
         started = time.perf_counter()
-        view = CacheView(tuple(layers), call.past, partial(self._entries, layers, record, limit), {})
+        view = self._view(layers, record, limit, call.past)
         action = plugin.at(site, view)
         if not isinstance(action, Compress):
             return
         before = self.bytes_of(layers)
         counts = [_stored(layer) for layer in layers.values()]
-        changed = False
-        for index in action.layers:
-            entries, layer = view.entries(index), layers[index]
-            decided = action.store(index)
-            if not unchanged(decided, entries):
-                carry_out(decided, entries, layer, limit)
-                changed = True
-            view.forget(index)
-        if changed:
+        if _carry_out(action, view, layers, limit):
             for layer in layers.values():
                 layer.floor = max(layer.floor, limit)
             after = [_stored(layer) for layer in layers.values()]
@@ -144,19 +136,33 @@ class CacheRuntime:
                 )
             )  # fmt: skip
 
-    def plan(self, cache: Any, plugin: Plugin) -> tuple[dict[int, Entries], Compress | None, int]:
-        """What a plugin would do to a cache whose prompt is over, without doing it: entries, action and limit."""
-        layers = compressed_layers(cache)
-        lead = layers[self.layers[0]]
-        record, limit = lead.book.columns, lead.book.prompt
-        if record is None or limit is None:
+    def rehearse(self, layers: dict[int, CompressedLayer], plugins: tuple[Plugin, ...]) -> None:
+        """Let plugins compress layers whose prompt is over, as they would before the first decode step; no report.
+
+        Raises:
+            StateError: layers that are not right behind a prompt.
+        """
+        book = layers[self.layers[0]].book
+        if book.columns is None or book.prompt is None:
             raise StateError(
                 explain("a cache without a fresh prompt", "a cache right after a prompt", "Run the prompt")
             )
-        view = CacheView(tuple(layers), limit, partial(self._entries, layers, record, limit), {})
-        action = plugin.at(CacheSite("prompt"), view)
-        entries = {index: view.entries(index) for index in layers}
-        return entries, action if isinstance(action, Compress) else None, limit
+        for plugin in plugins:
+            view = self._view(layers, book.columns, book.prompt, book.prompt)
+            action = plugin.at(CacheSite("prompt"), view)
+            if isinstance(action, Compress):
+                _carry_out(action, view, layers, book.prompt)
+
+    def traits(self, index: int) -> Traits:
+        """How a layer attended when it last did."""
+        return self._traits[index]
+
+    def rotary(self, index: int, layers: dict[int, CompressedLayer]) -> Rotary | None:
+        """Rotary tables for the entries of one of the layers of a cache; None where nobody needs them."""
+        return self._rotary(index, layers[self.layers[0]].book.columns)
+
+    def _view(self, layers: dict[int, CompressedLayer], record: Columns, limit: int, length: int) -> CacheView:
+        return CacheView(tuple(layers), length, partial(self._entries, layers, record, limit), {})
 
     def _entries(self, layers: dict[int, CompressedLayer], record: Columns, limit: int, index: int) -> Entries:
         context = (self._traits.get(index), self._rotary(index, record))
@@ -278,6 +284,19 @@ def _layer(passed: Passed, index: int) -> CompressedLayer | None:
         return None
     layer = cache.layers[index]
     return layer if isinstance(layer, CompressedLayer) else None
+
+
+def _carry_out(action: Compress, view: CacheView, layers: dict[int, CompressedLayer], limit: int) -> bool:
+    """Write layer by layer, so that at most one layer is there twice; False when everything stays as it is."""
+    changed = False
+    for index in action.layers:
+        entries = view.entries(index)
+        decided = action.store(index)
+        if not unchanged(decided, entries):
+            carry_out(decided, entries, layers[index], limit)
+            changed = True
+        view.forget(index)
+    return changed
 
 
 def _stored(layer: CompressedLayer) -> float:

@@ -76,7 +76,7 @@ class Entries:
         rows = final_rows(rule, asked)
         keys, positions, weights = self._everything()
         logits = dot(rows.query, keys, self._traits.scaling, self._traits.softcap)
-        looks = _looks(rows, positions, self._record.real)
+        looks = looks_at(rows, positions, self._record.real)
         spread = logits.shape[1] // looks.shape[1]
         hidden = ~looks.repeat_interleave(spread, 1)
         logits = logits.masked_fill(hidden, float("-inf"))
@@ -170,7 +170,7 @@ class CacheView:
         self._made.pop(layer, None)
 
 
-def _looks(rows: Asked, positions: Tensor, real: Tensor) -> Tensor:
+def looks_at(rows: Asked, positions: Tensor, real: Tensor) -> Tensor:
     """Which entries each row may look at [B, Hkv, R, N]."""
     heads, width = positions.shape[1], rows.looks.shape[2]
     known = rows.looks & real[:, None, :width] & rows.valid[:, :, None]
