@@ -88,5 +88,5 @@ def test_a_cache_of_a_handle_without_it() -> None:
     cache = DynamicCache(config=model.config)
     with attach(model, snapkv(keep_ratio=0.3, window=2)), torch.no_grad():
         model(**inputs, past_key_values=cache)
-    with pytest.raises(StateError, match="without it"), torch.no_grad():
+    with pytest.raises(StateError, match="without its handle"), torch.no_grad():
         model(input_ids=inputs["input_ids"][:, -1:], past_key_values=cache)

@@ -112,7 +112,7 @@ class CachePolicy(Plugin):
         return self
 
     def at(self, site: CacheSite, view: CacheView) -> Compress | None:
-        if self.budget.everything:
+        if self.budget.everything or (site.when == "step" and view.fresh < self.every):
             return None
         known: dict[int, Tensor] = {}
 

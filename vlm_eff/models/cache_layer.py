@@ -49,7 +49,7 @@ class LogicalLayer(_Base):
         if ticket is None:
             raise StateError(
                 explain(
-                    "a cache that was made under a handle is used by a model without it",
+                    "a cache that was made under a handle is used by a model without its handle",
                     "a cache used inside the with block it was made in",
                     "Keep the handle attached while the cache is in use, or start a new cache",
                 )

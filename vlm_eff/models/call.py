@@ -93,6 +93,7 @@ class Call:
     aside: Tensor | None = None
     log_weight: Tensor | None = None
     masks_built: int = 0
+    compressed: bool = False
     modality: Tensor | None = None
     passed: Any = None
     # revival: stores of this call by layer; does this call look at stores; what runs along now, and whether rows differ
@@ -104,6 +105,11 @@ class Call:
     deciding: float = 0.0
     started: float = field(default_factory=time.perf_counter)
     _memo: dict[Hashable, tuple[Any, Any]] = field(default_factory=dict)
+
+    @property
+    def step(self) -> bool:
+        """One token behind others, of which nothing is dropped: a decode step."""
+        return self.length == 1 and self.past > 0 and self.spans is None
 
     def shared(self, what: str, keys: tuple[Any, ...], make: Callable[[], T]) -> T:
         """`make()`, computed once a call for the same objects; the objects are held so that ids stay theirs."""

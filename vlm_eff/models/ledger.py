@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -39,7 +40,7 @@ class Ledger:
         self._stored: list[tuple[Slots | int | Callable[[], Tensor], int, int]] = []
         self._revivals: list[RevivalReport] = []
         self._store_bytes = 0
-        self._kv = (0, 0)
+        self._kv = _Held(0, 0, 0, 0)
 
     def revived(self, plugin: str, layer: int, counts: list[int]) -> None:
         """Note how many tokens of each row came back into `layer` in this call."""
@@ -61,7 +62,7 @@ class Ledger:
         """Note a finished pass through the decoder."""
         self._stored = _stored(cache, call.rows)
         self._store_bytes = _store_bytes(cache)
-        self._kv = _kv_bytes(self._adapter, cache, call)
+        self._kv = self._kv.after(call) or _kv_bytes(self._adapter, cache, call)
         if call.length == 1:
             self._decode_steps += 1
             return
@@ -92,8 +93,8 @@ class Ledger:
             self._calls,
             revivals=list(self._revivals),
             store_bytes=self._store_bytes,
-            kv_bytes=self._kv[0],
-            kv_bytes_bare=self._kv[1],
+            kv_bytes=self._kv.stored,
+            kv_bytes_bare=self._kv.bare,
         )
 
     def survivors(self, layer: int) -> list[Tensor]:
@@ -199,13 +200,33 @@ def _element_bytes(cache: Any) -> tuple[tuple[int, int, int], ...]:
     return tuple(made)
 
 
-def _kv_bytes(adapter: Adapter, cache: Any, call: Call) -> tuple[int, int]:
-    """Bytes held after a call, and what a bare model would hold."""
+@dataclass(frozen=True)
+class _Held:
+    """Bytes held after a call and what a bare model would hold; the logical length then, and what a step adds to both.
+
+    step is 0 where layers do not all grow alike, so that each call has to be looked at.
+    """
+
+    stored: int
+    bare: int
+    length: int
+    step: int
+
+    def after(self, call: Call) -> _Held | None:
+        """The same after a decode step that compressed nothing; None where the cache has to be looked at."""
+        if not self.step or call.compressed or call.length != 1 or call.past != self.length:
+            return None
+        return _Held(self.stored + self.step, self.bare + self.step, self.length + 1, self.step)
+
+
+def _kv_bytes(adapter: Adapter, cache: Any, call: Call) -> _Held:
     if cache is None or not any(isinstance(layer, CompressedLayer) for layer in cache.layers):
-        return 0, 0
+        return _Held(0, 0, 0, 0)
     element, total = _element_bytes(cache), call.past + call.length
     bare = sum(min(total, _window(adapter, layer)) * one for layer, (_, one, _) in enumerate(element))
-    return sum(held for _, _, held in element), call.rows * bare
+    alike = all(isinstance(layer, CompressedLayer) for layer in cache.layers)
+    step = call.rows * sum(one for _, one, _ in element) if alike else 0
+    return _Held(sum(held for _, _, held in element), call.rows * bare, total, step)
 
 
 def _report(

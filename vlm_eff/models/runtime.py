@@ -213,8 +213,11 @@ class Runtime:
         call = self._call()
         if call is None:
             return None
+        cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
+        self.cache.enter(call, index, cache, mask)
+        if call.step and not call.later and self.translator.passes(cache, index, mask):
+            return None
         now = LayerCall(args, dict(kwargs))
-        self.cache.enter(call, index, now)
         layer_cache = stored_layer(now.cache, index)
         hidden, changed = now.hidden, call.survivors is not None or call.log_weight is not None
         if call.full and call.survivors is not None:

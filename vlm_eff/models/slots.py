@@ -68,7 +68,8 @@ class Slots:
 
     def grow(self, count: int) -> Slots:
         """Append `count` positions at the end of the tail."""
-        return replace(self, stop=self.stop + count)
+        # at every step of every layer: `dataclasses.replace` takes fifty times as long
+        return Slots(self.index, self.valid, self.start, self.stop + count, self.ragged, self.shift)
 
     def join(self, index: Tensor, valid: Tensor, count: int, *, ragged: bool) -> Slots:
         """Append revived positions [B, R], then `count` new ones at the end of the tail; what was tail is no longer."""

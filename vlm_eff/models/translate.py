@@ -79,6 +79,16 @@ class Translator:
         wanted = Wanted(heads, hidden.dtype, call.past, call.length, ragged, flash and not stored.segments)
         now.kwargs["attention_mask"] = mask_of_heads(mask, keys, weight, survivors, wanted)
 
+    def passes(self, cache: Any, index: int, mask: Any) -> bool:
+        """True when a decode step needs nothing at a layer of a compressed cache; then its cache knows what comes."""
+        layer = stored_layer(cache, index)
+        if not isinstance(layer, CompressedLayer) or layer.slots.shift is not None:
+            return False
+        plain = mask is None and not layer.ragged and not layer.weighted if layer.compressed else layer.slots.whole
+        if plain:
+            layer.ticket = _one_more
+        return plain
+
     def stamp(self, call: Call, cache: Any, index: int) -> None:
         """Tell the layer's cache which positions the next update brings."""
         if cache is None:
@@ -117,6 +127,10 @@ class Translator:
         length = int(layer.get_seq_length())
         plain = call.shared("plain", (length,), lambda: Slots.plain(call.rows, length, call.device))
         return plain.keep_last(layer.sliding_window - 1) if getattr(layer, "is_sliding", False) else plain
+
+
+def _one_more(slots: Slots) -> Slots:
+    return slots.grow(1)
 
 
 def _keys(call: Call, slots: Slots, survivors: TokenMap | None) -> tuple[Tensor, Tensor | None]:

@@ -86,9 +86,14 @@ class CompressedLayer(LogicalLayer):
         assert held is not None
         return lambda: _positions(segments, held, slots, held.shape[1])
 
+    @property
+    def weighted(self) -> bool:
+        """True when some entry stands for several tokens."""
+        return self.weight is not None or any(segment.weight is not None for segment in self.segments)
+
     def weights(self) -> Tensor | None:
         """Tokens that each entry of `positions` stands for [B, Hkv, S], or None for one each."""
-        if self.weight is None and all(segment.weight is None for segment in self.segments):
+        if not self.weighted:
             return None
         assert self.held is not None
         ones = [torch.ones_like(segment.position, dtype=torch.float32) for segment in self.segments]

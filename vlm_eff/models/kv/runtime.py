@@ -32,7 +32,6 @@ from vlm_eff.models.kv.observing import note_rows, note_sums, passing
 from vlm_eff.models.kv.places import Rotary
 from vlm_eff.models.kv.view import CacheView, Entries, Traits, open_entries
 from vlm_eff.models.kv.write import carry_out, unchanged
-from vlm_eff.models.layer_call import LayerCall
 from vlm_eff.models.observe import Tapped, tapped_source
 from vlm_eff.models.tap import Instead, install_tap
 
@@ -62,6 +61,8 @@ class CacheRuntime:
         self._kinds = tuple(need for need in needs if isinstance(need, CacheSums))
         self._placed = CachePlaces() in needs
         self.layers = adapter.cache_layers if self.plugins else ()
+        self._members = frozenset(self.layers)
+        self._stepping = any(rule.steps for rule in self._rules) or any(kind.steps for kind in self._kinds)
         self._traits: dict[int, Traits] = {}
         self._last: Passed | None = None
         self.reports: list[CompressionReport] = []
@@ -127,6 +128,7 @@ class CacheRuntime:
         if _carry_out(action, view, layers, limit):
             for layer in layers.values():
                 layer.floor = max(layer.floor, limit)
+            call.compressed = True
             after = [_stored(layer) for layer in layers.values()]
             host = (time.perf_counter() - started) * 1e3
             self.reports.append(
@@ -162,7 +164,8 @@ class CacheRuntime:
         return self._rotary(index, layers[self.layers[0]].book.columns)
 
     def _view(self, layers: dict[int, CompressedLayer], record: Columns, limit: int, length: int) -> CacheView:
-        return CacheView(tuple(layers), length, partial(self._entries, layers, record, limit), {})
+        fresh = max(layer.slots.stored for layer in layers.values())
+        return CacheView(tuple(layers), length, fresh, partial(self._entries, layers, record, limit), {})
 
     def _entries(self, layers: dict[int, CompressedLayer], record: Columns, limit: int, index: int) -> Entries:
         context = (self._traits.get(index), self._rotary(index, record))
@@ -185,16 +188,16 @@ class CacheRuntime:
         # a call that failed may have noted columns that never came
         return new if old is None else old.cut(call.past).join(new)
 
-    def enter(self, call: Call, index: int, now: LayerCall) -> None:
+    def enter(self, call: Call, index: int, cache: Any, mask: Any) -> None:
         """Make the layer's cache one that can be compressed, and note what this call brings."""
         passed = call.passed
-        if index not in self.layers or now.cache is None or passed is None:
+        if index not in self._members or cache is None or passed is None:
             return
-        ensure_layer(now.cache, index)
-        passed.masks[index] = now.mask
-        if passed.cache is None or passed.cache() is not now.cache:
-            passed.cache = weakref.ref(now.cache)
-        layer = make_compressed(now.cache.layers[index], call.rows, call.device)
+        ensure_layer(cache, index)
+        passed.masks[index] = mask
+        if passed.cache is None or passed.cache() is not cache:
+            passed.cache = weakref.ref(cache)
+        layer = make_compressed(cache.layers[index], call.rows, call.device)
         if index == self.layers[0]:
             layer.book.columns = passed.record
         verified = call.length - call.entry.unverified
@@ -207,6 +210,8 @@ class CacheRuntime:
         call = current()
         passed = None if call is None else call.passed
         if call is None or passed is None:
+            return None
+        if call.length == 1 and call.past and not self._stepping and not isinstance(key, Packed):
             return None
         if (scaling := kwargs.get("scaling")) is None:
             scaling = query.shape[-1] ** -0.5

@@ -152,10 +152,12 @@ class CacheView:
     """The cache between two forward passes.
 
     layers: decoder layers that can be compressed, in order; length: logical length of the cache
+    fresh:  entries that came since the last compression, in the layer that got most; known without asking the device
     """
 
     layers: tuple[int, ...]
     length: int
+    fresh: int
     _entries: Callable[[int], Entries]
     _made: dict[int, Entries]
 
