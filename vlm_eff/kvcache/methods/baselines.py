@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from vlm_eff.core.errors import ConfigError, explain
 from vlm_eff.core.plugin import Plugin
 from vlm_eff.core.registry import method
+from vlm_eff.kvcache.budget import CacheBudget
+from vlm_eff.kvcache.one_modality import Modality, OfOneModality, OthersStay
 from vlm_eff.kvcache.policy import CachePolicy, budget_of
 from vlm_eff.kvcache.protect import Protect
 from vlm_eff.kvcache.scores import Noise
@@ -18,6 +21,7 @@ def random_evict(
     recent: int = 0,
     seed: int = 0,
     per_head: bool = True,
+    only: Modality | None = None,
 ) -> Plugin:
     """Evict entries at random: what a method has to beat.
 
@@ -34,9 +38,29 @@ def random_evict(
         recent: last tokens that do
         seed: of the draw
         per_head: False evicts the same tokens in all heads of a layer
+        only: "text" or "visual" evicts entries of that modality alone, and the budget is of its tokens; None of all
 
     Raises:
-        ConfigError: no budget or two, a ratio outside (0, 1], counts that are no whole numbers.
+        ConfigError: no budget or two, a ratio outside (0, 1], counts that are no whole numbers, bytes of one modality.
     """
     budget = budget_of(keep_ratio, keep_count, keep_bytes, 0.2)
+    if only is not None:
+        return _of_one_modality(budget, only, Noise(seed, per_head), (sinks, recent), per_head)
     return CachePolicy("random_evict", Noise(seed, per_head), budget, protect=Protect(sinks, recent), per_head=per_head)
+
+
+def _of_one_modality(
+    budget: CacheBudget, only: Modality, score: Noise, protect: tuple[int, int], per_head: bool
+) -> CachePolicy:
+    if budget.bytes is not None:
+        raise ConfigError(
+            explain(f"keep_bytes with only={only!r}", "keep_ratio or keep_count", "Say how many of its entries stay")
+        )
+    return CachePolicy(
+        "random_evict",
+        score,
+        budget,
+        protect=OthersStay(*protect, only=only),
+        heads=OfOneModality(only, budget),
+        per_head=per_head,
+    )

@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from vlm_eff.core.cache import PADDING, CacheGradients, CacheRows, CacheSums
+from vlm_eff.core.cache import PADDING, TEXT, CacheGradients, CacheRows, CacheSums
 from vlm_eff.core.errors import StateError, explain
 from vlm_eff.models.kv.book import Asked, Columns, Sums, final_rows
 from vlm_eff.models.kv.layer import CompressedLayer
@@ -120,6 +120,11 @@ class Entries:
         """Logical position of each row's last visual token [B], -1 without any."""
         place = torch.arange(self._record.modality.shape[1], device=self.position.device)
         return torch.where(self._record.modality > 0, place, -1).amax(1)
+
+    def seen_of(self, visual: bool) -> Tensor:
+        """How many of the tokens seen are visual, or are not [B]; what was evicted counts."""
+        among = (self._record.modality > TEXT).sum(1)
+        return among if visual else self.seen - among
 
     def unrotated(self) -> Tensor:
         """The keys without their rotation [B, Hkv, N, Dh], in families with the common rotary embedding."""
