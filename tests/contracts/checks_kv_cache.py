@@ -184,8 +184,11 @@ def _tensors(value: Any, seen: set[int]) -> Iterator[Tensor]:
         yield from _tensors(vars(value), seen)
 
 
-def kv_groups_share_entries(family: str, plugin: Plugin) -> None:
-    """P12: an entry is stored once for all query heads of its group, in every tensor."""
+def kv_groups_share_entries(family: str, plugin: Plugin, queries: int = 0) -> None:
+    """P12: an entry is stored once for all query heads of its group, in every tensor.
+
+    queries: rows that a method keeps beside the entries while decoding
+    """
     model, inputs = kit.model_of(family), tiny_inputs(family, (1, 2))
     config = model.config.get_text_config()
     with attach(model, plugin) as handle, recording(model, handle) as record:
@@ -196,6 +199,9 @@ def kv_groups_share_entries(family: str, plugin: Plugin) -> None:
     fillers = sum(int((entries.positions < 0).sum()) for entries in record[-1])
     # keys and values in float32, and room for a position and a weight of each
     most = (stored + fillers) * (2 * config.head_dim * 4 + 16)
+    # of a query its states, and which columns it may look at
+    one = config.num_attention_heads * config.head_dim * 4 + inputs["input_ids"].shape[1] + 32
+    most += kit.LAYERS * len(inputs["input_ids"]) * queries * one
     assert handle.stats().kv_bytes <= most, "more is stored than one entry a position and key head"
 
 

@@ -1,13 +1,16 @@
 """Two settings of every method of the cache: one of defaults, and one that really evicts of the tiny prompts."""
 
 from vlm_eff.core.plugin import Plugin
-from vlm_eff.kvcache import cross_modal_low_rank, random_evict, snapkv, streaming_llm
+from vlm_eff.kvcache import cross_modal_low_rank, h2o, random_evict, scissorhands, snapkv, streaming_llm, tova
 
 KV_CASES: dict[str, tuple[Plugin, Plugin]] = {
     "cross_modal_low_rank": (cross_modal_low_rank(energy=0.5), cross_modal_low_rank(rank=3, rows=5)),
+    "h2o": (h2o(), h2o(keep_count=11)),
     "random_evict": (random_evict(), random_evict(keep_ratio=0.4, seed=3)),
+    "scissorhands": (scissorhands(), scissorhands(keep_count=12, window=5, recent=3, drop=0.25)),
     "snapkv": (snapkv(), snapkv(keep_ratio=0.4, window=4)),
     "streaming_llm": (streaming_llm(), streaming_llm(keep_count=11, sinks=3)),
+    "tova": (tova(), tova(keep_ratio=0.4)),
 }
 EASY = {name: easy for name, (easy, _) in KV_CASES.items()}
 HARD = {name: hard for name, (_, hard) in KV_CASES.items()}

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from tests.contracts import kv_evicting
 from tests.contracts.kv_cases import KV_CASES
 from tests.contracts.kv_definitions import Kept, newest, ranked, window_mass
 from vlm_eff import methods
@@ -23,6 +24,7 @@ class Promise:
     needle:   queries at the end whose favourite stays; 0 where attention does not decide
     ties:     equal keys and values get equal scores, so that the lower positions stay
     rewrites: what is stored is not what the model computed
+    queries:  rows that are kept beside the entries while decoding
     definition: the entries that stay, computed anew; None where the method's own tests do that
     nothing:  the setting that changes nothing; where left out, `keep_ratio=1.0` if the method has that argument
     """
@@ -34,6 +36,7 @@ class Promise:
     needle: int = 0
     ties: bool = False
     rewrites: bool = False
+    queries: int = 0
     definition: Kept | None = None
     nothing: Plugin | None = None
 
@@ -43,13 +46,30 @@ def share(ratio: float, least: int = 0) -> Callable[[int], int]:
     return lambda count: min(max(math.ceil(ratio * count - 1e-9), least), count)
 
 
+def upto(count: int) -> Callable[[int], int]:
+    """A number of entries, or all."""
+    return lambda there: min(count, there)
+
+
 PROMISES: dict[str, Promise] = {
     # as many directions as there are take more memory than the entries, which then stay as they were
     "cross_modal_low_rank": Promise(rewrites=True, nothing=methods()["cross_modal_low_rank"].make(energy=1.0)),
+    "h2o": Promise(upto(11), last=6, ties=True, definition=ranked(kv_evicting.mass_of_all(), upto(11), last=6)),
     "random_evict": Promise(budget=share(0.4)),
-    "snapkv": Promise(share(0.4), last=4, needle=4, ties=True, definition=ranked(window_mass(4), share(0.4), last=4)),
+    "scissorhands": Promise(
+        upto(12), last=3, needle=5, ties=True, queries=5, definition=ranked(kv_evicting.reads(5), upto(12), last=3)
+    ),
+    "snapkv": Promise(share(0.4), last=4, needle=4, definition=ranked(window_mass(4, 5), share(0.4), last=4)),
     "streaming_llm": Promise(
         lambda count: min(11, count), first=3, last=8, ties=True, definition=ranked(newest, lambda count: 11, first=3)
+    ),
+    "tova": Promise(
+        share(0.4),
+        last=1,
+        needle=1,
+        ties=True,
+        queries=1,
+        definition=kv_evicting.shared(kv_evicting.last_row, share(0.4), 1),
     ),
 }
 

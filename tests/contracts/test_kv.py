@@ -202,7 +202,7 @@ def test_evicted_memory_is_freed(family: str, name: str) -> None:
 
 @pytest.mark.parametrize(("family", "name"), walk(METHODS, 3))
 def test_groups_share_entries(family: str, name: str) -> None:
-    checks_kv_cache.kv_groups_share_entries(family, HARD[name])
+    checks_kv_cache.kv_groups_share_entries(family, HARD[name], promise(name).queries)
 
 
 # ------------------------------------------------------------------ attach and detach

@@ -5,13 +5,19 @@ engine.
 """
 
 from vlm_eff.kvcache.methods.baselines import random_evict
+from vlm_eff.kvcache.methods.eviction.h2o import h2o
+from vlm_eff.kvcache.methods.eviction.scissorhands import scissorhands
 from vlm_eff.kvcache.methods.eviction.snapkv import snapkv
 from vlm_eff.kvcache.methods.eviction.streaming_llm import streaming_llm
+from vlm_eff.kvcache.methods.eviction.tova import tova
 from vlm_eff.kvcache.methods.representation.cross_modal_low_rank import cross_modal_low_rank
 
 __all__ = [
     "cross_modal_low_rank",
+    "h2o",
     "random_evict",
+    "scissorhands",
     "snapkv",
     "streaming_llm",
+    "tova",
 ]

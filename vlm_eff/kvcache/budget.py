@@ -75,10 +75,11 @@ class Spread(Protocol):
         """What has to be observed for it."""
         ...
 
-    def weights(self, view: CacheView, scores: Callable[[int], Tensor]) -> Tensor | None:
+    def weights(self, view: CacheView, scores: Callable[[int], Tensor], totals: Tensor) -> Tensor | None:
         """Real weights of the layers [B, L], of any scale; None where all get the same.
 
-        scores: layer -> [B, Hkv, N], computed when asked for
+        scores: layer -> [B, Hkv, N], computed when asked for; totals: [B] entries of a key head over all layers, on the
+        host
         """
         ...
 
@@ -92,16 +93,23 @@ class Evenly:
     def needs(self) -> tuple[Observation, ...]:
         return ()
 
-    def weights(self, view: CacheView, scores: Callable[[int], Tensor]) -> Tensor | None:
+    def weights(self, view: CacheView, scores: Callable[[int], Tensor], totals: Tensor) -> Tensor | None:
         return None
 
 
-def layer_counts(budget: CacheBudget, spread: Spread, view: CacheView, scores: Callable[[int], Tensor]) -> Tensor:
-    """Entries of each layer and key head [B, L], packed ones included; every row meets its total exactly."""
+def layer_counts(
+    budget: CacheBudget, spread: Spread, view: CacheView, scores: Callable[[int], Tensor], least: int = 0
+) -> Tensor:
+    """Entries of each layer and key head [B, L], packed ones included; every row meets its total exactly.
+
+    least: entries that no layer may be without, as far as the total reaches
+    """
     first = view.entries(view.layers[0])
     per_entry = sum(t.shape[1] * t.shape[3] * t.element_size() for t in (first.key, first.value))
-    totals = [budget.total(seen, len(view.layers), per_entry) for seen in first.seen.tolist()]
-    weights = spread.weights(view, scores)
+    layers, seen = len(view.layers), first.seen.cpu()
+    totals = torch.tensor([budget.total(count, layers, per_entry) for count in seen.tolist()])
+    weights = spread.weights(view, scores, totals)
     if weights is None:
-        weights = torch.ones(len(totals), len(view.layers), dtype=torch.float64)
-    return apportion(weights.cpu(), torch.tensor(totals), hi=first.seen.cpu()[:, None]).to(first.key.device)
+        weights = torch.ones(len(totals), layers, dtype=torch.float64)
+    low = torch.minimum(seen.clamp(max=least), totals // layers)
+    return apportion(weights.cpu(), totals, low[:, None], seen[:, None]).to(first.key.device)

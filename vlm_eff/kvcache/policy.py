@@ -14,12 +14,14 @@ from vlm_eff.core.config import part
 from vlm_eff.core.errors import CapabilityError, ConfigError, explain
 from vlm_eff.core.plugin import BindContext, Observation, Plugin
 from vlm_eff.core.resources import Resource
-from vlm_eff.importance.keep import check_choice
+from vlm_eff.importance.keep import check_choice, is_number
 from vlm_eff.importance.select import top_k
 from vlm_eff.kvcache.budget import CacheBudget, Evenly, Spread, layer_counts
 from vlm_eff.kvcache.protect import Protect
 from vlm_eff.kvcache.scores import EntryScore
 from vlm_eff.models.kv.view import CacheView, Entries
+
+_SLACK = 1e-6
 
 
 class Treatment(Protocol):
@@ -65,8 +67,9 @@ class CachePolicy(Plugin):
     spread:  how layers share it           heads:  how the key heads of a layer do
     protect: what stays in any case, inside the budget; a budget below that is raised to it
     treat:   what becomes of the others    per_head: False chooses one set for all heads of a layer, by the mean score
-    when:    "prompt" compresses once after each prompt or turn, "steps" goes on while decoding, each time that
-             `every` entries more than the budget are stored
+    when:    "prompt" compresses once after each prompt or turn, "steps" goes on while decoding, in each row as soon as
+             a layer of it stores `every` entries more than its budget
+    drop:    while decoding, go below the budget by this fraction of it, so that the next time is far
     """
 
     method: str
@@ -79,6 +82,7 @@ class CachePolicy(Plugin):
     per_head: bool = True
     when: Literal["prompt", "steps"] = "prompt"
     every: int = 1
+    drop: float = 0.0
 
     def __post_init__(self) -> None:
         check_choice("when", self.when, ("prompt", "steps"))
@@ -87,6 +91,8 @@ class CachePolicy(Plugin):
             raise ConfigError(
                 explain(f"every={self.every!r}", "a whole number of at least 1", "Give a number of steps")
             )
+        if not is_number(self.drop) or not 0 <= self.drop < 1:
+            raise ConfigError(explain(f"drop={self.drop!r}", "a fraction in [0, 1)", "Give a part of the budget"))
 
     @property
     def name(self) -> str:
@@ -121,21 +127,31 @@ class CachePolicy(Plugin):
                 known[layer] = self.score(view.entries(layer)).float()
             return known[layer]
 
-        counts = layer_counts(self.budget, self.spread, view, scores)
+        least = self.protect.sinks + self.protect.recent
+        counts = layer_counts(self.budget, self.spread, view, scores, least)
+        due = torch.ones_like(counts, dtype=torch.bool)
         if site.when == "step":
-            stored = max(view.entries(layer).position.shape[2] for layer in view.layers)
-            if stored < int(counts.max()) + self.every:
+            due = _stored(view) >= counts + self.every
+            if not bool(due.any()):
                 return None
-        store = _Layerwise(self, view, scores, known, dict(zip(view.layers, counts.unbind(1), strict=True)))
+            counts = torch.ceil(counts * (1 - self.drop) - _SLACK).long()
+        wanted = zip(counts.unbind(1), due.unbind(1), strict=True)
+        store = _Layerwise(self, view, scores, known, dict(zip(view.layers, wanted, strict=True)))
         return Compress(view.layers, store)
 
-    def decide(self, entries: Entries, scores: Tensor, count: Tensor) -> Stored:
-        """What becomes of one layer; scores: [B, Hkv, N], count: [B] entries a head keeps, packed ones included."""
+    def decide(self, entries: Entries, scores: Tensor, count: Tensor, due: Tensor | None = None) -> Stored:
+        """What becomes of one layer.
+
+        scores: [B, Hkv, N]; count: [B] entries a head keeps, packed ones included; due: [B] rows of which anything is
+        taken, None for all
+        """
         if not self.per_head:
             scores = scores.mean(1, keepdim=True).expand_as(scores)
         protected = self.protect.mask(entries, count)
         count = (count - entries.closed[:, 0]).clamp(min=0)
         wanted = torch.maximum(self.heads(scores, entries, protected, count), protected.sum(2))
+        if due is not None:
+            wanted = torch.where(due[:, None], wanted, scores.shape[2])
         flat = torch.where(protected, torch.finfo(torch.float32).max, scores).flatten(0, 1)
         chosen = top_k(flat, wanted.flatten(), entries.present.flatten(0, 1)).view_as(scores)
         return self.treat(entries, chosen, protected)
@@ -149,12 +165,18 @@ class _Layerwise:
     view: CacheView
     scores: Callable[[int], Tensor]
     known: dict[int, Tensor]
-    counts: dict[int, Tensor]
+    wanted: dict[int, tuple[Tensor, Tensor]]
 
     def __call__(self, layer: int) -> Stored:
-        made = self.policy.decide(self.view.entries(layer), self.scores(layer), self.counts[layer])
+        made = self.policy.decide(self.view.entries(layer), self.scores(layer), *self.wanted[layer])
         self.known.pop(layer, None)
         return made
+
+
+def _stored(view: CacheView) -> Tensor:
+    """Entries that the fullest head of each row and layer stores [B, L]."""
+    layers = [view.entries(layer) for layer in view.layers]
+    return torch.stack([(one.present.sum(2) + one.closed).amax(1) for one in layers], 1)
 
 
 def check_cache(plugin: str, context: BindContext) -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from vlm_eff.core.cache import CacheRows
+from vlm_eff.core.cache import CacheRows, CacheSums
 from vlm_eff.core.config import part
+from vlm_eff.core.errors import ConfigError, explain
 from vlm_eff.core.plugin import Observation
+from vlm_eff.importance.column_sums import Normalise
+from vlm_eff.importance.entry_scores import last_row, pooled, received, unread
+from vlm_eff.importance.keep import check_choice
 from vlm_eff.models.kv.view import Entries
 
 
@@ -69,19 +73,109 @@ class Noise:
 @part
 @dataclass(frozen=True)
 class WindowMass:
-    """Attention that the last query rows pay, summed over rows and the query heads of a group (SnapKV).
+    """Attention that some query rows pay, summed over rows and the query heads of a group (SnapKV).
 
-    rows: which rows look
+    rows:   which rows look
+    kernel: neighbours over which the sum is pooled, odd, 1 for none; pool: by their mean or their maximum
+    window: last tokens, which are neither pooled nor count as neighbours
     """
 
     rows: CacheRows = field(default_factory=lambda: CacheRows("text", 32))
+    kernel: int = 1
+    pool: Literal["avg", "max"] = "avg"
+    window: int = 0
+
+    def __post_init__(self) -> None:
+        check_choice("pool", self.pool, ("avg", "max"))
+        if not isinstance(self.kernel, int) or isinstance(self.kernel, bool) or self.kernel < 1 or not self.kernel % 2:
+            raise ConfigError(
+                explain(f"kernel={self.kernel!r}", "an odd whole number", "Use 5 or 7, or 1 for no pooling")
+            )
 
     @property
     def needs(self) -> tuple[Observation, ...]:
         return (self.rows,)
 
     def __call__(self, entries: Entries) -> Tensor:
-        weight = entries.attention(self.rows).weight
-        batch, heads, _, count = weight.shape
-        groups = entries.key.shape[1]
-        return weight.sum(2).view(batch, groups, heads // groups, count).sum(2)
+        seen = entries.attention(self.rows)
+        mass = received(seen.weight, seen.rows.valid, seen.looks, entries.key.shape[1])
+        if self.kernel == 1:
+            return mass
+        before = entries.present & (entries.ordinal < (entries.seen - self.window)[:, None, None])
+        return torch.where(before, pooled(mass, self.kernel, self.pool, before), mass)
+
+
+@part
+@dataclass(frozen=True)
+class Accumulated:
+    """Attention that all queries paid so far, added up as they passed (H2O).
+
+    normalise: "none", "visible" divides by the queries that could look, "length" also weighs each query by what it
+    could look at; steps: queries of decode steps count too
+    """
+
+    normalise: Normalise = "none"
+    steps: bool = True
+
+    def __post_init__(self) -> None:
+        check_choice("normalise", self.normalise, ("none", "visible", "length"))
+
+    @property
+    def _kind(self) -> CacheSums:
+        return CacheSums("longest" if self.normalise == "length" else "mass", self.steps)
+
+    @property
+    def needs(self) -> tuple[Observation, ...]:
+        return (self._kind,)
+
+    def __call__(self, entries: Entries) -> Tensor:
+        sums = entries.sums(self._kind)
+        got = sums.got[..., 0]
+        return got if self.normalise == "none" else got / sums.looks[..., 0].clamp(min=1)
+
+
+@part
+@dataclass(frozen=True)
+class ReadOften:
+    """How seldom some query rows gave less than an even share: minus a count, not a mass (Scissorhands).
+
+    rows: which rows count; an even share is one part of all that the head stores
+    """
+
+    rows: CacheRows = field(default_factory=lambda: CacheRows("last", 400, steps=True))
+
+    @property
+    def needs(self) -> tuple[Observation, ...]:
+        return (self.rows,)
+
+    def __call__(self, entries: Entries) -> Tensor:
+        seen = entries.attention(self.rows)
+        stored = entries.present.sum(2) + entries.closed
+        return -unread(seen.weight, seen.rows.valid, seen.looks, entries.key.shape[1], stored)
+
+
+@part
+@dataclass(frozen=True)
+class LastRow:
+    """Attention of the newest query, mean over all heads, the same for every key head (TOVA).
+
+    rows: the newest query
+    """
+
+    rows: CacheRows = field(default_factory=lambda: CacheRows("last", 1, steps=True))
+
+    @property
+    def needs(self) -> tuple[Observation, ...]:
+        return (self.rows,)
+
+    def __call__(self, entries: Entries) -> Tensor:
+        seen = entries.attention(self.rows)
+        return last_row(seen.weight, seen.rows.valid, seen.looks, entries.key.shape[1])
+
+
+def last_rows(which: str, count: int) -> CacheRows:
+    """The last `count` text tokens ("text") or tokens ("last") of a prompt, for a method's arguments."""
+    check_choice("rows", which, ("text", "last"))
+    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+        raise ConfigError(explain(f"{count!r} rows that look", "a whole number of at least 1", "Give a number of rows"))
+    return CacheRows("text" if which == "text" else "last", count)

@@ -224,9 +224,12 @@ def _kv_bytes(adapter: Adapter, cache: Any, call: Call) -> _Held:
         return _Held(0, 0, 0, 0)
     element, total = _element_bytes(cache), call.past + call.length
     bare = sum(min(total, _window(adapter, layer)) * one for layer, (_, one, _) in enumerate(element))
-    alike = all(isinstance(layer, CompressedLayer) for layer in cache.layers)
+    # what goes on being observed while decoding is held too; rows may be shared between layers
+    books = [layer.book for layer in cache.layers if isinstance(layer, CompressedLayer)]
+    watched = {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for b in books for one in b.buffers()}
+    alike = not watched and all(isinstance(layer, CompressedLayer) for layer in cache.layers)
     step = call.rows * sum(one for _, one, _ in element) if alike else 0
-    return _Held(sum(held for _, _, held in element), call.rows * bare, total, step)
+    return _Held(sum(held for _, _, held in element) + sum(watched.values()), call.rows * bare, total, step)
 
 
 def _report(

@@ -179,6 +179,12 @@ class Book:
     prompt: int | None = None
     attended: Tensor | None = None
 
+    def buffers(self) -> list[Tensor]:
+        """Every tensor of query rows, sums and gradients that is kept."""
+        rows = [getattr(asked, f.name) for asked in self.asked.values() for f in fields(asked)]
+        sums = [tensor for made in self.sums.values() for tensor in (made.got, made.looks)]
+        return [*rows, *sums, *self.gradients.values()]
+
     def select(self, rows: Tensor) -> Book:
         """Take batch rows, as beam search does."""
 
