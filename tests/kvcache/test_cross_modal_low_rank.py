@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tests.contracts import kit, kv_kit
 from tests.contracts.kv_kit import FOUR, Talk
+from tests.kvcache.open_cache import entries_behind_prompt
 from tests.oracle import decoder_layers
 from tests.tiny import TinyInputs, tiny_inputs, visual_mask
 from vlm_eff import attach, plugin
@@ -37,7 +38,7 @@ def seen(family: str, method: LowRankCache, rows: tuple[int, ...] = (1, 2)) -> d
     model = kit.model_of(family)
     with attach(model, method) as handle:
         cache = kit.forward(model, dict(tiny_inputs(family, rows)), use_cache=True).past_key_values
-        return handle._runtime.cache.plan(cache, method)[0]
+        return entries_behind_prompt(handle, cache)
 
 
 def turns(entries: Entries) -> Tensor:
