@@ -1,11 +1,27 @@
 """Two settings of every method of the cache: one of defaults, and one that really evicts of the tiny prompts."""
 
 from vlm_eff.core.plugin import Plugin
-from vlm_eff.kvcache import cross_modal_low_rank, h2o, random_evict, scissorhands, snapkv, streaming_llm, tova
+from vlm_eff.kvcache import (
+    cross_modal_low_rank,
+    entropy,
+    entropy_regularised,
+    h2o,
+    hessian,
+    look_m,
+    random_evict,
+    scissorhands,
+    snapkv,
+    streaming_llm,
+    tova,
+)
 
 KV_CASES: dict[str, tuple[Plugin, Plugin]] = {
     "cross_modal_low_rank": (cross_modal_low_rank(energy=0.5), cross_modal_low_rank(rank=3, rows=5)),
+    "entropy": (entropy(), entropy(keep_ratio=0.4, recent=3)),
+    "entropy_regularised": (entropy_regularised(), entropy_regularised(keep_ratio=0.4, weight=0.3, recent=3)),
     "h2o": (h2o(), h2o(keep_count=11)),
+    "hessian": (hessian(), hessian(keep_ratio=0.4, window=4, form="joint", cross=2.0, centre=True, metric="output")),
+    "look_m": (look_m(), look_m(keep_ratio=0.6, recent=0.4)),
     "random_evict": (random_evict(), random_evict(keep_ratio=0.4, seed=3)),
     "scissorhands": (scissorhands(), scissorhands(keep_count=12, window=5, recent=3, drop=0.25)),
     "snapkv": (snapkv(), snapkv(keep_ratio=0.4, window=4)),

@@ -55,6 +55,10 @@ PROMISES: dict[str, Promise] = {
     # as many directions as there are take more memory than the entries, which then stay as they were
     "cross_modal_low_rank": Promise(rewrites=True, nothing=methods()["cross_modal_low_rank"].make(energy=1.0)),
     "h2o": Promise(upto(11), last=6, ties=True, definition=ranked(kv_evicting.mass_of_all(), upto(11), last=6)),
+    "entropy": Promise(share(0.4), last=3),
+    "entropy_regularised": Promise(share(0.4), last=3),
+    "hessian": Promise(share(0.4), last=4),
+    "look_m": Promise(share(0.6), last=2, rewrites=True),
     "random_evict": Promise(budget=share(0.4)),
     "scissorhands": Promise(
         upto(12), last=3, needle=5, ties=True, queries=5, definition=ranked(kv_evicting.reads(5), upto(12), last=3)

@@ -36,7 +36,7 @@ def deletion_cost(
         "value" sum A^2 |v|^2; "key" sum (A z)^2 |v - o|^2; "cross" 2 sum A^2 z (|v|^2 - o v); "joint" their sum
     centre: take the mean over what a row may look at from its logits first. A key set to zero has logit 0, not minus
         infinity, so "key", "cross" and "joint" move with a common offset of the logits; "exact" and "value" do not
-    pair_weights: [B, R, S] factors of the squares, see `modality_weights`; None is all ones
+    pair_weights: [B, R, S] or [B, Hkv, R, S] factors of the squares, see `modality_weights`; None is all ones
     metric: [H, Dh, Dh] G = W^T W of each head's part W of the output projection, so that |x|^2 is x G x; None is |x|^2
     An entry that is all a row may look at costs the whole output |o|^2. Forms in |x|^2 are at least 0; "cross" and
     "joint" may be below. Cost: a few [B, H, R, S] tensors and one more product of attention and values.
@@ -64,7 +64,8 @@ def deletion_cost(
         }
         made = parts["value"] + parts["key"] + parts["cross"] if form == "joint" else parts[form]
     if pair_weights is not None:
-        made = made * pair_weights[:, None].to(made.dtype)
+        paired = pair_weights if pair_weights.dim() == 4 else pair_weights[:, None]
+        made = made * paired.repeat_interleave(made.shape[1] // paired.shape[1], 1).to(made.dtype)
     return by_group(made.masked_fill(~there, 0.0).sum(2), heads)
 
 
@@ -105,10 +106,12 @@ def _through(x: Tensor, metric: Tensor | None) -> Tensor:
 
 
 def modality_weights(beta: Tensor, row_modality: Tensor, key_modality: Tensor) -> Tensor:
-    """Weight of each pair of row and key, beta[modality of key, modality of row] [B, R, S].
+    """Weight of each pair of row and key, beta[modality of key, modality of row] [B, R, S] or [B, Hkv, R, S].
 
-    beta: [M, M], all ones for no preference; row_modality: [B, R]; key_modality: [B, S]
+    beta: [M, M], all ones for no preference; row_modality: [B, R]; key_modality: [B, S] or [B, Hkv, S]
     """
+    if key_modality.dim() == 3:
+        return beta[key_modality[:, :, None, :], row_modality[:, None, :, None]]
     return beta[key_modality[:, None, :], row_modality[:, :, None]]
 
 

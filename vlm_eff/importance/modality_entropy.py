@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot, pad
@@ -71,21 +69,26 @@ def entropy(means: Tensor) -> Tensor:
 def entropy_scores(means: Tensor, modality: Tensor, present: Tensor) -> Tensor:
     """Rank of each entry's `entropy` inside its own modality, in (0, 1], best = 1 [B, Hkv, S] float32.
 
-    modality: [B, S] of the entries; present: [B, S] or [B, Hkv, S]
+    modality: [B, S] or [B, Hkv, S] of the entries; present: [B, S] or [B, Hkv, S]
     Inside, because no image row can look at the text behind the last image: its entropy is 0 by construction, and the
     plain ranking would evict the question first.
     """
     return within_modality(entropy(means), modality, present)
 
 
-def regularised_scores(means: Tensor, mass: Tensor, present: Tensor, weight: float = 0.1) -> Tensor:
+def regularised_scores(
+    means: Tensor, mass: Tensor, present: Tensor, weight: float = 0.1, kinds: Tensor | None = None
+) -> Tensor:
     """Share of the mass plus `weight` times the entropy as a fraction of ln M [B, Hkv, S] float32.
 
-    mass: [B, Hkv, S], its shares are taken among what is present; weight 0 ranks by mass alone. Entropy alone knows
-    nothing of mass: an entry that nobody uses can be used equally little by all.
+    mass: [B, Hkv, S], its shares are taken among what is present; weight 0 ranks by mass alone. kinds: [B] how many
+    modalities of queries each sequence has, where that is fewer than M. Entropy alone knows nothing of mass: an entry
+    that nobody uses can be used equally little by all.
     """
     there = (present if present.dim() == 3 else present[:, None]).expand(mass.shape)
     share = shares(mass.flatten(0, 1), there.flatten(0, 1)).view(mass.shape)
-    most = math.log(means.shape[-1])
-    made = share + (weight / most * entropy(means) if most else 0.0)
+    most = torch.full(mass.shape[:1], means.shape[-1], device=mass.device) if kinds is None else kinds
+    most = most.clamp(min=1).double().log()[:, None, None]
+    # with a single modality every entropy is 0
+    made = share + weight * entropy(means) / torch.where(most > 0, most, 1.0)
     return made.masked_fill(~there, 0.0).float()

@@ -5,7 +5,10 @@ engine.
 """
 
 from vlm_eff.kvcache.methods.baselines import random_evict
+from vlm_eff.kvcache.methods.eviction.entropy import entropy, entropy_regularised
 from vlm_eff.kvcache.methods.eviction.h2o import h2o
+from vlm_eff.kvcache.methods.eviction.hessian import hessian
+from vlm_eff.kvcache.methods.eviction.look_m import look_m
 from vlm_eff.kvcache.methods.eviction.scissorhands import scissorhands
 from vlm_eff.kvcache.methods.eviction.snapkv import snapkv
 from vlm_eff.kvcache.methods.eviction.streaming_llm import streaming_llm
@@ -14,7 +17,11 @@ from vlm_eff.kvcache.methods.representation.cross_modal_low_rank import cross_mo
 
 __all__ = [
     "cross_modal_low_rank",
+    "entropy",
+    "entropy_regularised",
     "h2o",
+    "hessian",
+    "look_m",
     "random_evict",
     "scissorhands",
     "snapkv",

@@ -215,7 +215,8 @@ class CacheRuntime:
             return None
         if (scaling := kwargs.get("scaling")) is None:
             scaling = query.shape[-1] ** -0.5
-        self._traits[index] = traits = Traits(scaling, kwargs.get("softcap"))
+        attention = self._adapter.layers[index].self_attn
+        self._traits[index] = traits = Traits(scaling, kwargs.get("softcap"), attention)
         rotary = self._rotary(index, passed.record)
         layer = _layer(passed, index)
         if layer is not None:

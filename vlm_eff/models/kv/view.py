@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vlm_eff.core.cache import PADDING, TEXT, CacheGradients, CacheRows, CacheSums
-from vlm_eff.core.errors import StateError, explain
+from vlm_eff.core.errors import CapabilityError, StateError, explain
 from vlm_eff.models.kv.book import Asked, Columns, Sums, final_rows
 from vlm_eff.models.kv.layer import CompressedLayer
 from vlm_eff.models.kv.places import Rotary
@@ -19,10 +19,11 @@ from vlm_eff.models.observe import dot
 
 @dataclass(frozen=True)
 class Traits:
-    """How a layer attends, as its own call of the attention function said."""
+    """How a layer attends, as its own call of the attention function said, and the module that does."""
 
     scaling: float
     softcap: float | None
+    attention: nn.Module | None = None
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,11 @@ class Entries:
     _traits: Traits | None
     _rotary: Rotary | None
 
-    def attention(self, rule: CacheRows) -> RowAttention:
-        """Attention of the rows that the plugin named in its `needs`; an entry's queries must come after it."""
+    def attention(self, rule: CacheRows, *, closed: bool = False) -> RowAttention:
+        """Attention of the rows that the plugin named in its `needs`; an entry's queries must come after it.
+
+        closed: over the packed entries too, which then come before the open ones
+        """
         asked = self._cache.book.asked.get(rule)
         if asked is None or self._traits is None:
             raise _not_seen(f"query rows {rule}", self.layer)
@@ -86,8 +90,32 @@ class Entries:
         # a row that does not exist sees nothing and has no softmax
         weight = counted.softmax(-1).masked_fill(hidden, 0.0)
         weight = weight.masked_fill(~rows.valid[:, None, :, None], 0.0)
-        first = keys.shape[2] - self.key.shape[2]
+        first = 0 if closed else keys.shape[2] - self.key.shape[2]
         return RowAttention(weight[..., first:], logits[..., first:], looks[..., first:], rows)
+
+    def all_values(self) -> Tensor:
+        """Values of the packed entries, then of the open ones [B, Hkv, S, Dh]: what `attention(closed=True)` weighs."""
+        packed = [segment for segment in self._cache.segments if not segment.exact]
+        return torch.cat([*(one.read(self.value.dtype, self._rotary)[1] for one in packed), self.value], 2)
+
+    def output_metric(self) -> Tensor:
+        """W^T W of each query head's part W of the layer's output projection [H, Dh, Dh] float32.
+
+        Raises:
+            CapabilityError: the layer has no plain projection, because it is named otherwise or quantised.
+        """
+        projection = getattr(None if self._traits is None else self._traits.attention, "o_proj", None)
+        weight, width = getattr(projection, "weight", None), self.value.shape[3]
+        if weight is None or weight.dim() != 2 or not weight.is_floating_point() or weight.shape[1] % width:
+            raise CapabilityError(
+                explain(
+                    f"layer {self.layer} with an output projection of type {type(projection).__name__}",
+                    "a linear o_proj in floating point",
+                    'Use metric="value"',
+                )
+            )
+        parts = weight.detach().float().view(weight.shape[0], -1, width)
+        return torch.einsum("dhi,dhj->hij", parts, parts)
 
     def sums(self, kind: CacheSums) -> Sums:
         """What the open entries received from all queries, and how many queries could look at each."""
