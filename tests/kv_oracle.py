@@ -59,21 +59,26 @@ def recording(model: nn.Module, handle: Any, contents: bool = False) -> Iterator
     Entries are evicted between calls, before the next one runs: what is there after a call is what the call saw.
     """
     record: Record = []
-    layers = range(len(decoder_layers(model)))
+    # a window forgets by itself, and nothing else is done to it
+    whole = [not slides(layer.self_attn) for layer in decoder_layers(model)]
 
     def note(*_: Any) -> None:
-        record.append(
-            [
-                Entries(handle.kv_positions(layer).clone(), _copied(handle.kv_contents(layer)) if contents else None)
-                for layer in layers
-            ]
-        )
+        made = []
+        for index, is_whole in enumerate(whole):
+            stored = _copied(handle.kv_contents(index)) if contents and is_whole else None
+            made.append(Entries(handle.kv_positions(index).clone(), stored))
+        record.append(made)
 
     hook = model.register_forward_hook(note)
     try:
         yield record
     finally:
         hook.remove()
+
+
+def slides(attention: Any) -> bool:
+    """True for a layer with a window."""
+    return getattr(attention, "sliding_window", None) is not None
 
 
 def _copied(contents: Contents) -> Contents:
@@ -110,8 +115,7 @@ def replaying(model: nn.Module, record: Sequence[Sequence[Entries | None]]) -> I
 def _seen(
     attention: Any, index: int, args: tuple[Any, ...], kwargs: dict[str, Any], entries: Entries
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    if getattr(attention, "sliding_window", None) is not None:
-        # the window forgets by itself, and nothing else is taken from it
+    if slides(attention):
         return None
     hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
     cache = kwargs["past_key_values"]

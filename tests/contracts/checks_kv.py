@@ -12,8 +12,8 @@ from torch import Tensor
 
 from tests.contracts import kit, kv_kit
 from tests.contracts.kv_kit import Talk
-from tests.kv_oracle import recording, replaying
-from tests.oracle import bypassed_tokens, hidden_columns
+from tests.kv_oracle import recording, replaying, slides
+from tests.oracle import bypassed_tokens, decoder_layers, hidden_columns
 from tests.tiny import row, tiny_inputs
 from vlm_eff import attach
 from vlm_eff.core.handle import Handle
@@ -40,7 +40,7 @@ def kv_keeping_everything_changes_no_bit(family: str, attn: str, plugin: Plugin,
             for head in range(stored.shape[1]):
                 there = set(stored[index, head].tolist())
                 missing = set(wanted[index].nonzero()[:, 0].tolist()) - there
-                assert not missing or kv_kit.slides(model, layer), f"{missing} of {total} are gone"
+                assert not missing or slides(decoder_layers(model)[layer].self_attn), f"{missing} of {total} are gone"
 
 
 def kv_evicting_equals_hiding(
@@ -65,13 +65,17 @@ def kv_defaults_equal_hiding(family: str, plugin: Plugin, rewrites: bool = False
     assert torch.equal(got[1], want[1])
 
 
-def kv_candidates_equal_hiding(family: str, plugin: Plugin, rewrites: bool = False, steps: int = 16) -> None:
+def kv_candidates_equal_hiding(family: str, plugin: Plugin, rewrites: bool = False, steps: int = 14) -> None:
     """P4 in assisted decoding, where candidates are judged together and cropped."""
     model, inputs = kit.model_of(family), tiny_inputs(family, (1,))
-    act = kv_kit.generating(model, inputs, steps, prompt_lookup_num_tokens=3)
-    _, record = kv_kit.hiding(model, act, plugin, rewrites=rewrites)
-    ends = [int(call[0].positions.max()) for call in record]
-    assert any(after != before + 1 for before, after in pairwise(ends)), "there were no candidates"
+    # a model of random weights does not always repeat itself at once
+    for count in (steps, 3 * steps):
+        act = kv_kit.generating(model, inputs, count, prompt_lookup_num_tokens=3)
+        _, record = kv_kit.hiding(model, act, plugin, rewrites=rewrites)
+        ends = [int(call[0].positions.max()) for call in record]
+        if any(after != before + 1 for before, after in pairwise(ends)):
+            return
+    raise AssertionError("there were no candidates")
 
 
 def kv_candidates_are_no_prompt(family: str, plugin: Plugin, candidates: int = 3) -> None:
@@ -100,9 +104,9 @@ def kv_turns_equal_hiding(family: str, attn: str, plugin: Plugin, rewrites: bool
             assert old <= set(one[3]), "an evicted entry came back"
 
 
-def kv_second_image_equals_hiding(family: str, plugin: Plugin, rewrites: bool = False) -> None:
+def kv_second_image_equals_hiding(family: str, plugin: Plugin, rewrites: bool = False, attn: str = "sdpa") -> None:
     """P4 with a padded turn that brings another image."""
-    model, inputs = kit.model_of(family), tiny_inputs(family, (1, 2))
+    model, inputs = kit.model_of(family, attn), tiny_inputs(family, (1, 2))
     later = tiny_inputs(family, (1, 1), text=(3, 6), seed=8)
 
     def act() -> list[Tensor]:
@@ -128,7 +132,7 @@ def kv_beside_tokens_that_go(family: str, attn: str, plugin: Plugin, other: Plug
         assert {place for place in kept if place < inputs["input_ids"].shape[1]} <= alive
 
 
-def kv_batch_equals_rows(family: str, plugin: Plugin, rows: Rows = (1, 2, 0)) -> None:
+def kv_batch_equals_rows(family: str, plugin: Plugin, rows: Rows = (1, 2, 0), relative: float = kit.RELATIVE) -> None:
     """P8: a padded batch keeps what its rows keep alone, and computes the same logits."""
     model, inputs = kit.model_of(family), tiny_inputs(family, rows)
     width, less = inputs["input_ids"].shape[1], False
@@ -142,10 +146,10 @@ def kv_batch_equals_rows(family: str, plugin: Plugin, rows: Rows = (1, 2, 0)) ->
     for index in range(len(rows)):
         alone = row(inputs, index)
         single, entries = run(alone)
-        kit.same(logits[index], single[0])
+        kit.same(logits[index], single[0], relative)
         shift = width - alone["input_ids"].shape[1]
         for layer in range(kit.LAYERS):
-            if kv_kit.slides(model, layer):
+            if slides(decoder_layers(model)[layer].self_attn):
                 continue
             for head in range(entries[layer].positions.shape[1]):
                 own = kv_kit.kept(entries[layer], 0, head)
@@ -154,7 +158,7 @@ def kv_batch_equals_rows(family: str, plugin: Plugin, rows: Rows = (1, 2, 0)) ->
     assert less or Resource.CACHE_ENTRIES not in plugin.writes, "nothing was evicted"
 
 
-def kv_eager_equals_sdpa(family: str, plugin: Plugin) -> None:
+def kv_eager_equals_sdpa(family: str, plugin: Plugin, relative: float = kit.RELATIVE) -> None:
     """Both attention implementations evict the same entries and compute the same logits."""
     inputs, made = tiny_inputs(family, (1, 2)), []
     for attn in ("sdpa", "eager"):
@@ -162,11 +166,11 @@ def kv_eager_equals_sdpa(family: str, plugin: Plugin) -> None:
         with attach(model, plugin) as handle, recording(model, handle) as record:
             logits = kit.generate(model, inputs, 4)[1]
         made.append((logits, list(kv_kit.each(record[-1], model))))
-    kit.same(made[0][0], made[1][0])
+    kit.same(made[0][0], made[1][0], relative)
     assert made[0][1] == made[1][1]
 
 
-def kv_chunks_equal_one_prompt(family: str, plugin: Plugin) -> None:
+def kv_chunks_equal_one_prompt(family: str, plugin: Plugin, relative: float = kit.RELATIVE) -> None:
     """P9: a prompt that comes in chunks keeps the same entries and computes the same logits.
 
     A last chunk of a single token cannot be told from a decode step: the prompt then ends before it.
@@ -177,6 +181,6 @@ def kv_chunks_equal_one_prompt(family: str, plugin: Plugin) -> None:
         with attach(model, plugin) as handle, recording(model, handle) as record:
             logits = kit.generate(model, inputs, 4, **mode)[1]
         made.append((logits, list(kv_kit.each(record[-1], model))))
-    kit.same(made[1][0], made[0][0])
+    kit.same(made[1][0], made[0][0], relative)
     assert made[0][1] == made[1][1]
     kit.differs(made[0][0], kit.generate(model, inputs, 4)[1])

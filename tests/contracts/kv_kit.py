@@ -13,7 +13,7 @@ from transformers import DynamicCache
 
 from tests.contracts import kit
 from tests.contracts.checks_modes import next_turn, words
-from tests.kv_oracle import Entries, Record, recording, replaying
+from tests.kv_oracle import Entries, Record, recording, replaying, slides
 from tests.oracle import decoder_layers
 from tests.tiny import TinyInputs
 from tests.tiny.batch import TYPE_IDS
@@ -139,16 +139,11 @@ def kept(entries: Entries, row: int, head: int) -> list[int]:
 def each(record_of_a_call: list[Entries], model: Any) -> Iterator[tuple[int, int, int, list[int]]]:
     """(layer, row, head, kept positions) of every layer whose window does not forget by itself."""
     for layer, entries in enumerate(record_of_a_call):
-        if slides(model, layer):
+        if slides(decoder_layers(model)[layer].self_attn):
             continue
         for row in range(entries.positions.shape[0]):
             for head in range(entries.positions.shape[1]):
                 yield layer, row, head, kept(entries, row, head)
-
-
-def slides(model: Any, layer: int) -> bool:
-    """True for a layer with a window."""
-    return getattr(decoder_layers(model)[layer].self_attn, "sliding_window", None) is not None
 
 
 def real_places(inputs: TinyInputs, row: int) -> list[int]:

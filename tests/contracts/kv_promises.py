@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tests.contracts import kv_evicting
+from tests.contracts import kit, kv_evicting
 from tests.contracts.kv_cases import KV_CASES
 from tests.contracts.kv_definitions import Kept, newest, ranked, window_mass
 from vlm_eff import methods
@@ -25,6 +25,7 @@ class Promise:
     ties:     equal keys and values get equal scores, so that the lower positions stay
     rewrites: what is stored is not what the model computed
     queries:  rows that are kept beside the entries while decoding
+    relative: how near two ways of computing the same come; farther where codes are rounded
     definition: the entries that stay, computed anew; None where the method's own tests do that
     nothing:  the setting that changes nothing; where left out, `keep_ratio=1.0` if the method has that argument
     """
@@ -37,6 +38,7 @@ class Promise:
     ties: bool = False
     rewrites: bool = False
     queries: int = 0
+    relative: float = kit.RELATIVE
     definition: Kept | None = None
     nothing: Plugin | None = None
 

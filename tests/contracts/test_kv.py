@@ -113,17 +113,17 @@ def test_beside_tokens_that_go(family: str, name: str, other: str) -> None:
 
 @pytest.mark.parametrize(("family", "name"), PAIRS)
 def test_a_batch_equals_its_rows(family: str, name: str) -> None:
-    checks_kv.kv_batch_equals_rows(family, HARD[name])
+    checks_kv.kv_batch_equals_rows(family, HARD[name], relative=promise(name).relative)
 
 
 @pytest.mark.parametrize(("family", "name"), walk(METHODS))
 def test_eager_equals_sdpa(family: str, name: str) -> None:
-    checks_kv.kv_eager_equals_sdpa(family, HARD[name])
+    checks_kv.kv_eager_equals_sdpa(family, HARD[name], promise(name).relative)
 
 
 @pytest.mark.parametrize(("family", "name"), walk(METHODS, 1))
 def test_chunks_equal_one_prompt(family: str, name: str) -> None:
-    checks_kv.kv_chunks_equal_one_prompt(family, HARD[name])
+    checks_kv.kv_chunks_equal_one_prompt(family, HARD[name], promise(name).relative)
 
 
 # ------------------------------------------------------------------ sets

@@ -13,6 +13,7 @@ from tests.contracts import checks_kv_sets as sets
 from tests.contracts.cases import HARD as TOKENS
 from tests.contracts.kv_cases import EASY, HARD
 from tests.contracts.kv_promises import PROMISES, keeps_everything
+from tests.contracts.kv_scripted import SCRIPTED
 from tests.sabotage import broken
 from tests.sabotage.broken import after, always
 from tests.sabotage.saboteurs import Saboteur
@@ -97,6 +98,15 @@ def leaves_behind(*names: str) -> Any:
     return make
 
 
+def crops_anything(original: Any) -> Any:
+    def crop(self: Any, tokens_to_remove: int) -> None:
+        count = abs(tokens_to_remove)
+        self.keys, self.values = self.keys[:, :, :-count], self.values[:, :, :-count]
+        self.slots = replace(self.slots, stop=self.slots.stop - count)
+
+    return crop
+
+
 def takes_candidates(original: Any) -> Any:
     """Candidates that follow a prompt are part of it."""
 
@@ -123,6 +133,18 @@ KV_SABOTEURS: dict[str, Saboteur] = {
         checks.kv_evicting_equals_hiding, ("llava", "sdpa", HARDEST, (1,))),
     "fillers are taken for entries": Saboteur(
         MASK, sees_fillers, checks.kv_evicting_equals_hiding, ("llava", "sdpa", HARDEST)),
+    "multiplicities are not added": Saboteur(
+        MASK, lambda original: lambda mask, keys, weight, *rest: original(mask, keys, None, *rest),
+        checks.kv_evicting_equals_hiding, ("llava", "sdpa", SCRIPTED["merged"], (1, 2), True)),
+    "uneven heads read their neighbours' entries": Saboteur(
+        f"{KV}.segments.RaggedSegment.of", after(lambda made: replace(made, start=made.start + 1)),
+        checks.kv_evicting_equals_hiding, ("llava", "sdpa", SCRIPTED["uneven"])),
+    "packed entries are attended to under the mask of others": Saboteur(
+        f"{KV}.attend._added", after(lambda mask: mask.roll(1, -1) if mask is not None else None),
+        checks.kv_evicting_equals_hiding, ("llava", "sdpa", SCRIPTED["packed"], (1, 2), True)),
+    "packed rows stay where they were": Saboteur(
+        f"{KV}.segments.Segment.select", lambda original: lambda self, rows: self,
+        caches.kv_rows_follow, ("llava", SCRIPTED["packed"], "reorder_cache", True)),
     "beams leave their places behind": Saboteur(
         f"{LAYER}._take", leaves_behind("held"), caches.kv_rows_follow, ("llava", HARDEST)),
     "repeated rows leave their observations behind": Saboteur(
@@ -170,21 +192,20 @@ KV_SABOTEURS: dict[str, Saboteur] = {
         "vlm_eff.kvcache.scores.WindowMass.__call__", after(lambda scores: -scores),
         sets.kv_set_is_the_definition, ("llava", HARDEST, PROMISES["snapkv"].definition)),
     "rows look at padding": Saboteur(
-        f"{KV}.view._looks", lambda original: lambda rows, positions, real: original(
+        f"{KV}.view.looks_at", lambda original: lambda rows, positions, real: original(
             replace(rows, looks=rows.looks | True), positions, real | True),
         sets.kv_set_is_the_definition, ("llava", HARDEST, PROMISES["snapkv"].definition)),
     "a needle is overlooked": Saboteur(
         "vlm_eff.kvcache.scores.WindowMass.__call__", after(lambda scores: -scores),
         sets.kv_needle_is_kept, ("llava", HARDEST)),
     "ties go to the higher index": Saboteur(
-        "vlm_eff.kvcache.policy.top_k", turned_around, sets.kv_ties_go_to_the_lower_index, ("llava", HARDEST)),
+        "vlm_eff.kvcache.policy.top_k", turned_around, sets.kv_ties_go_to_the_lower_index, ("llava", HARD["tova"])),
     # ---- the cache in the user's hands
     "a crop leaves what was said": Saboteur(
         f"{SLOTS}.crop", lambda original: lambda self, count: self,
         caches.kv_crop_forgets_the_newest, ("llava", HARDEST)),
     "a crop into compressed entries is carried out": Saboteur(
-        f"{SLOTS}.crop", lambda original: lambda self, count: replace(self, stop=self.stop - count),
-        caches.kv_crop_forgets_the_newest, ("llava", HARDEST)),
+        f"{LAYER}.crop", crops_anything, caches.kv_crop_forgets_the_newest, ("llava", HARDEST)),
     "the end of a prompt stays when it is cropped": Saboteur(
         f"{KV}.book.Book.crop", always(None), caches.kv_crop_shortens_a_prompt, ("llava", HARDEST)),
     "a reset leaves compressed entries": Saboteur(
