@@ -7,12 +7,16 @@ from vlm_eff.kvcache import (
     entropy_regularised,
     h2o,
     hessian,
+    kivi,
     look_m,
     random_evict,
+    saliency_precision,
     scissorhands,
     snapkv,
     streaming_llm,
     tova,
+    visual_quant,
+    zipvl_kv,
 )
 
 KV_CASES: dict[str, tuple[Plugin, Plugin]] = {
@@ -21,12 +25,16 @@ KV_CASES: dict[str, tuple[Plugin, Plugin]] = {
     "entropy_regularised": (entropy_regularised(), entropy_regularised(keep_ratio=0.4, weight=0.3, recent=3)),
     "h2o": (h2o(), h2o(keep_count=11)),
     "hessian": (hessian(), hessian(keep_ratio=0.4, window=4, form="joint", cross=2.0, centre=True, metric="output")),
+    "kivi": (kivi(), kivi(bits=4, group=4, residual=4)),
     "look_m": (look_m(), look_m(keep_ratio=0.6, recent=0.4)),
     "random_evict": (random_evict(), random_evict(keep_ratio=0.4, seed=3)),
+    "saliency_precision": (saliency_precision(), saliency_precision(bits_budget=1.5, window=4, group=4, every=3)),
     "scissorhands": (scissorhands(), scissorhands(keep_count=12, window=5, recent=3, drop=0.25)),
     "snapkv": (snapkv(), snapkv(keep_ratio=0.4, window=4)),
     "streaming_llm": (streaming_llm(), streaming_llm(keep_count=11, sinks=3)),
     "tova": (tova(), tova(keep_ratio=0.4)),
+    "visual_quant": (visual_quant(), visual_quant(bits=2, outliers=0.1)),
+    "zipvl_kv": (zipvl_kv(), zipvl_kv(high_bits=8, keep_mass=0.7, recent=5, random=4, every=3)),
 }
 EASY = {name: easy for name, (easy, _) in KV_CASES.items()}
 HARD = {name: hard for name, (_, hard) in KV_CASES.items()}

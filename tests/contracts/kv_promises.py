@@ -12,6 +12,7 @@ from tests.contracts.kv_cases import KV_CASES
 from tests.contracts.kv_definitions import Kept, newest, ranked, window_mass
 from vlm_eff import methods
 from vlm_eff.core.plugin import Plugin
+from vlm_eff.kvcache import kivi, saliency_precision, visual_quant, zipvl_kv
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class Promise:
     rewrites: what is stored is not what the model computed
     queries:  rows that are kept beside the entries while decoding
     relative: how near two ways of computing the same come; farther where codes are rounded
+    relative: how close two ways of computing the same come; where numbers are rounded to steps, an addition in another
+              order moves some of them to the next step
     definition: the entries that stay, computed anew; None where the method's own tests do that
     nothing:  the setting that changes nothing; where left out, `keep_ratio=1.0` if the method has that argument
     """
@@ -53,6 +56,8 @@ def upto(count: int) -> Callable[[int], int]:
     return lambda there: min(count, there)
 
 
+STEPS = 100 * kit.RELATIVE
+
 PROMISES: dict[str, Promise] = {
     # as many directions as there are take more memory than the entries, which then stay as they were
     "cross_modal_low_rank": Promise(rewrites=True, nothing=methods()["cross_modal_low_rank"].make(energy=1.0)),
@@ -77,6 +82,12 @@ PROMISES: dict[str, Promise] = {
         queries=1,
         definition=kv_evicting.shared(kv_evicting.last_row, share(0.4), 1),
     ),
+    "kivi": Promise(rewrites=True, relative=STEPS, nothing=kivi(bits=16)),
+    "saliency_precision": Promise(
+        rewrites=True, queries=4, relative=STEPS, nothing=saliency_precision((2, 16), high_share=1.0)
+    ),
+    "visual_quant": Promise(rewrites=True, relative=STEPS, nothing=visual_quant(bits=16)),
+    "zipvl_kv": Promise(rewrites=True, queries=1, relative=STEPS, nothing=zipvl_kv(high_bits=16, keep_mass=1.0)),
 }
 
 

@@ -130,6 +130,12 @@ def check_ratio(name: str, value: float | None) -> None:
         )
 
 
+def check_whole(name: str, value: object, least: int = 1) -> None:
+    """Raise `ConfigError` unless `value` is a whole number of at least `least`."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ConfigError(explain(f"{name}={value!r}", f"a whole number of at least {least}", f"Correct {name}"))
+
+
 def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
     """Raise `ConfigError` unless `value` is one of `choices`."""
     if value not in choices:

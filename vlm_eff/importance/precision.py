@@ -33,7 +33,7 @@ def threshold_bits(
         ConfigError: not exactly one of `tau` and `high_share`, a share outside [0, 1], or levels that are not whole
             numbers with 0 <= low < high.
     """
-    _check_levels((low, high))
+    check_levels((low, high))
     if (tau is None) == (high_share is None):
         got = f"tau={tau!r} and high_share={high_share!r}"
         raise ConfigError(explain(got, "exactly one of the two", "Give a threshold or a fraction"))
@@ -75,7 +75,7 @@ def allocate_bits(
     Raises:
         ConfigError: levels or distortions that do not ascend or fall, or a budget below the lowest level for all.
     """
-    _check_levels(levels)
+    check_levels(levels)
     present = _like(present, scores)
     shape = scores.shape
     budget = torch.as_tensor(budget_bits, device=scores.device).long()
@@ -145,7 +145,8 @@ def _errors(levels: Sequence[int], distortion: Sequence[float] | None) -> list[f
     return errors
 
 
-def _check_levels(levels: Sequence[int]) -> None:
+def check_levels(levels: Sequence[int]) -> None:
+    """Raise `ConfigError` unless `levels` are whole numbers of at least 0, ascending."""
     whole = all(isinstance(bits, int) and not isinstance(bits, bool) and bits >= 0 for bits in levels)
     rising = whole and all(below < above for below, above in pairwise(levels))
     if not levels or not rising:

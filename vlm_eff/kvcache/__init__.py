@@ -13,6 +13,10 @@ from vlm_eff.kvcache.methods.eviction.scissorhands import scissorhands
 from vlm_eff.kvcache.methods.eviction.snapkv import snapkv
 from vlm_eff.kvcache.methods.eviction.streaming_llm import streaming_llm
 from vlm_eff.kvcache.methods.eviction.tova import tova
+from vlm_eff.kvcache.methods.precision.kivi import kivi
+from vlm_eff.kvcache.methods.precision.saliency_precision import saliency_precision
+from vlm_eff.kvcache.methods.precision.visual_quant import visual_quant
+from vlm_eff.kvcache.methods.precision.zipvl_kv import zipvl_kv
 from vlm_eff.kvcache.methods.representation.cross_modal_low_rank import cross_modal_low_rank
 
 __all__ = [
@@ -21,10 +25,14 @@ __all__ = [
     "entropy_regularised",
     "h2o",
     "hessian",
+    "kivi",
     "look_m",
     "random_evict",
+    "saliency_precision",
     "scissorhands",
     "snapkv",
     "streaming_llm",
     "tova",
+    "visual_quant",
+    "zipvl_kv",
 ]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vlm_eff.core.cache import PADDING, TEXT, CacheRows, CacheSums
 from vlm_eff.importance.select import from_mask
+from vlm_eff.models.token_map import TokenMap
 
 # multiplier of Knuth's multiplicative hash: spreads consecutive places over 32 bits
 _SPREAD = 2654435761
@@ -199,6 +200,16 @@ class Book:
             self.prompt,
             None if self.attended is None else pick(self.attended),
         )
+
+    def join_attended(self, past: int, tokens: TokenMap) -> None:
+        """Note which tokens of a call behind `past` columns took part in the attention; all older ones that are not
+        known did.
+        """
+        new = torch.zeros(len(tokens.index), tokens.length + 1, dtype=torch.bool, device=tokens.index.device)
+        new.scatter_(1, torch.where(tokens.valid, tokens.index, tokens.length), True)
+        old = new[:, :0] if self.attended is None else self.attended
+        missing = new.new_ones(len(new), past - old.shape[1])
+        self.attended = torch.cat([old, missing, new[:, : tokens.length]], 1)
 
     def crop(self, length: int, count: int) -> None:
         """Forget the last `count` columns; `length` are left."""

@@ -127,6 +127,14 @@ class CompressedLayer(LogicalLayer):
         """Entries of `keys` that are held by head."""
         return 0 if self.held is None else self.held.shape[2]
 
+    def inside(self, limit: int) -> int:
+        """Entries of `keys` at positions below `limit`, fillers included."""
+        return self.prefix + self.slots.index.shape[1] + max(min(limit, self.slots.stop) - self.slots.start, 0)
+
+    def open(self, limit: int) -> int:
+        """Entries below `limit` that are stored as they were, fillers included."""
+        return sum(segment.count for segment in self.segments if segment.exact) + self.inside(limit)
+
     def buffers(self) -> list[Tensor]:
         """Every tensor that stands for cache entries: contents, positions and weights; not what was observed.
 

@@ -22,6 +22,7 @@ from vlm_eff.core.errors import StateError, explain
 from vlm_eff.core.handle import Undo
 from vlm_eff.core.plugin import Plugin
 from vlm_eff.core.report import CompressionReport
+from vlm_eff.core.resources import Resource
 from vlm_eff.models.adapter import Adapter
 from vlm_eff.models.cache_layer import ensure_layer
 from vlm_eff.models.call import Call
@@ -54,7 +55,9 @@ class CacheRuntime:
 
     def __init__(self, adapter: Adapter, plugins: tuple[Plugin, ...]) -> None:
         self._adapter = adapter
-        self.plugins = tuple(p for p in plugins if any(isinstance(site, CacheSite) for site in p.sites))
+        asked = (p for p in plugins if any(isinstance(site, CacheSite) for site in p.sites))
+        # packed entries are closed: whoever evicts decides first, in whatever order plugins were given
+        self.plugins = tuple(sorted(asked, key=lambda plugin: Resource.CACHE_ENTRIES not in plugin.writes))
         self._again = tuple(p for p in self.plugins if CacheSite("step") in p.sites)
         needs = tuple(dict.fromkeys(need for plugin in self.plugins for need in plugin.needs))
         self._rules = tuple(need for need in needs if isinstance(need, CacheRows))
@@ -165,7 +168,8 @@ class CacheRuntime:
 
     def _view(self, layers: dict[int, CompressedLayer], record: Columns, limit: int, length: int) -> CacheView:
         fresh = max(layer.slots.stored for layer in layers.values())
-        return CacheView(tuple(layers), length, fresh, partial(self._entries, layers, record, limit), {})
+        entries = partial(self._entries, layers, record, limit)
+        return CacheView(tuple(layers), length, fresh, entries, {}, lambda index: layers[index].open(limit))
 
     def _entries(self, layers: dict[int, CompressedLayer], record: Columns, limit: int, index: int) -> Entries:
         context = (self._traits.get(index), self._rotary(index, record))
@@ -252,10 +256,15 @@ class CacheRuntime:
             note_sums(layer, kinds, tapped_source(seen, attention, rope=True), now)
 
     def leave(self, call: Call) -> None:
-        """Let go of what one call needed; the handle is asked of the last one."""
-        if call.passed is not None:
-            call.passed.masks.clear()
-        self._last = call.passed
+        """Note who took part in each layer's attention; let go of the rest: the handle is asked of the last call."""
+        passed = call.passed
+        if passed is not None:
+            passed.masks.clear()
+            for index, tokens in call.attended.items():
+                layer = _layer(passed, index)
+                if layer is not None:
+                    layer.book.join_attended(call.past, tokens)
+        self._last = passed
 
     # ---------------------------------------------------------------- what the handle asks
 

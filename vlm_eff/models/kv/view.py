@@ -142,7 +142,8 @@ class Entries:
         known = self._cache.book.attended
         if known is None:
             return self.present
-        return self.present & _at(known, self.position)
+        # what came later took part
+        return self.present & (_at(known, self.position) | (self.position >= known.shape[1]))
 
     def last_visual(self) -> Tensor:
         """Logical position of each row's last visual token [B], -1 without any."""
@@ -193,12 +194,17 @@ class CacheView:
     fresh: int
     _entries: Callable[[int], Entries]
     _made: dict[int, Entries]
+    _open: Callable[[int], int]
 
     def entries(self, layer: int) -> Entries:
         """The open entries of a layer; what was made for one plugin is not kept for the next."""
         if layer not in self._made:
             self._made[layer] = self._entries(layer)
         return self._made[layer]
+
+    def open(self, layer: int) -> int:
+        """N of the open entries of a layer, fillers included; known without making or asking anything."""
+        return self._open(layer)
 
     def forget(self, layer: int) -> None:
         """Let go of a layer that is written."""
@@ -239,7 +245,7 @@ def open_entries(
         else:
             closed = closed + (segment.position >= 0).sum(-1)
         first += segment.count
-    inside = cache.prefix + cache.slots.index.shape[1] + max(min(limit, cache.slots.stop) - cache.slots.start, 0)
+    inside = cache.inside(limit)
     keys, values = [*keys, cache.keys[:, :, :inside]], [*values, cache.values[:, :, :inside]]
     positions.append(cache.positions()[:, :, first : first + inside])
     weights.append(None if cache.weight is None else _padded(cache.weight, inside))

@@ -73,7 +73,7 @@ def carry_out(decided: Stored, entries: Entries, cache: CompressedLayer, limit: 
         sources.append(exact.source)
         exact = _pick(decided, entries, len(decided.forms) + 1)
     closed = [segment for segment in cache.segments if not segment.exact]
-    inside = cache.prefix + cache.slots.index.shape[1] + max(min(limit, cache.slots.stop) - cache.slots.start, 0)
+    inside = cache.inside(limit)
     tails = [
         torch.cat([new, old[:, :, inside:]], 2) for new, old in ((exact.key, cache.keys), (exact.value, cache.values))
     ]

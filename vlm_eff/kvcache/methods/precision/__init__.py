@@ -1,0 +1,1 @@
+"""Methods that store entries of the KV cache in few bits."""
