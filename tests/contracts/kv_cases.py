@@ -9,6 +9,7 @@ from vlm_eff.kvcache import (
     hessian,
     kivi,
     look_m,
+    modality_logits,
     random_evict,
     saliency_precision,
     scissorhands,
@@ -38,3 +39,7 @@ KV_CASES: dict[str, tuple[Plugin, Plugin]] = {
 }
 EASY = {name: easy for name, (easy, _) in KV_CASES.items()}
 HARD = {name: hard for name, (_, hard) in KV_CASES.items()}
+# what changes how the cache is attended to, and nothing that is stored: tested by itself
+LOGIT_CASES: dict[str, tuple[Plugin, Plugin]] = {
+    "modality_logits": (modality_logits(), modality_logits(text_to_image=0.4, image_to_text=1.7)),
+}

@@ -14,7 +14,7 @@ from tests.contracts import checks_kv, checks_kv_cache, checks_kv_sets, kit
 from tests.contracts.cases import BYPASS_CASES
 from tests.contracts.cases import HARD as TOKENS
 from tests.contracts.checks_life import refused
-from tests.contracts.kv_cases import EASY, HARD, KV_CASES
+from tests.contracts.kv_cases import EASY, HARD, KV_CASES, LOGIT_CASES
 from tests.contracts.kv_kit import FOUR
 from tests.contracts.kv_promises import PROMISES, having, keeps_everything, promise
 from tests.tiny import FAMILIES, TinyInputs
@@ -47,7 +47,7 @@ MODES: dict[str, dict[str, Any]] = {
 
 
 def test_cases_cover_every_method_of_the_cache() -> None:
-    assert set(KV_CASES) == {name for name, method in methods().items() if method.room == "kvcache"}
+    assert {*KV_CASES, *LOGIT_CASES} == {name for name, method in methods().items() if method.room == "kvcache"}
     assert set(PROMISES) <= set(KV_CASES)
     assert {plugin.name for pair in KV_CASES.values() for plugin in pair} == set(KV_CASES)
     # what evicts can keep everything

@@ -28,6 +28,21 @@ class CacheSite:
     when: Literal["prompt", "step"] = "prompt"
 
 
+@dataclass(frozen=True)
+class LogitSite:
+    """Inside the attention of every decoder layer, in every call; asked once, at attach, with a view that is None."""
+
+
+@dataclass(frozen=True)
+class ScaleLogits:
+    """The answer at a `LogitSite`.
+
+    factors: [M][M] of logits, before a soft cap: line m for queries of modality m, column n for keys of modality n
+    """
+
+    factors: tuple[tuple[float, ...], ...]
+
+
 @part
 @dataclass(frozen=True)
 class CacheRows:

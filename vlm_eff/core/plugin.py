@@ -6,7 +6,17 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from vlm_eff.core.cache import CacheGradients, CacheNeed, CachePlaces, CacheRows, CacheSite, CacheSums, Compress
+from vlm_eff.core.cache import (
+    CacheGradients,
+    CacheNeed,
+    CachePlaces,
+    CacheRows,
+    CacheSite,
+    CacheSums,
+    Compress,
+    LogitSite,
+    ScaleLogits,
+)
 from vlm_eff.core.config import to_dict
 from vlm_eff.core.errors import CapabilityError, explain
 
@@ -203,7 +213,7 @@ class Plugin(ABC):
 
     @property
     @abstractmethod
-    def sites(self) -> tuple[Site | TowerSite | CacheSite, ...]:
+    def sites(self) -> tuple[Site | TowerSite | CacheSite | LogitSite, ...]:
         """Where the plugin wants to be asked: at decoder layers, inside the vision tower, or between forward passes."""
 
     @property
@@ -226,10 +236,11 @@ class Plugin(ABC):
         """The plugin for one model, with relative depths resolved; `CapabilityError` when it cannot work there."""
 
     @abstractmethod
-    def at(self, site: Any, view: Any) -> Action | TowerAction | Compress | None:
+    def at(self, site: Any, view: Any) -> Action | TowerAction | Compress | ScaleLogits | None:
         """Decide at a site; None changes nothing.
 
-        A `Site` comes with a `View`, a `TowerSite` with a `TowerView`, a `CacheSite` with a `CacheView`.
+        A `Site` comes with a `View`, a `TowerSite` with a `TowerView`, a `CacheSite` with a `CacheView`, a `LogitSite`
+        with None.
         """
 
     @property

@@ -18,6 +18,7 @@ from vlm_eff.kvcache.methods.precision.saliency_precision import saliency_precis
 from vlm_eff.kvcache.methods.precision.visual_quant import visual_quant
 from vlm_eff.kvcache.methods.precision.zipvl_kv import zipvl_kv
 from vlm_eff.kvcache.methods.representation.cross_modal_low_rank import cross_modal_low_rank
+from vlm_eff.kvcache.methods.representation.modality_logits import modality_logits
 
 __all__ = [
     "cross_modal_low_rank",
@@ -27,6 +28,7 @@ __all__ = [
     "hessian",
     "kivi",
     "look_m",
+    "modality_logits",
     "random_evict",
     "saliency_precision",
     "scissorhands",

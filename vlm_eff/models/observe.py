@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -41,6 +42,7 @@ class Source:
     query:  physical slots [B, R] -> their queries [B, H, R, Dh]
     key:    [B, Hkv, S, Dh] all keys; past: how many of them are older than this call
     causal, window: what a layer without an explicit mask may see
+    factor: (logits [B, H, R, S], physical slots [B, R]) -> what a table of modalities makes of them, or None
     """
 
     query: Callable[[Tensor], Tensor]
@@ -51,6 +53,7 @@ class Source:
     softcap: float | None
     causal: bool
     window: int | None
+    factor: Callable[[Tensor, Tensor], Tensor] | None = None
 
 
 def tapped_source(seen: Tapped, attention: nn.Module, *, rope: bool) -> Source:
@@ -122,7 +125,12 @@ def projected_source(
 
 def row_logits(source: Source, slots: Tensor) -> Tensor:
     """Masked float32 logits [B, H, R, S] of the queries at physical slots [B, R] over all keys."""
-    return _hide(dot(source.query(slots), source.key, source.scaling, source.softcap), source, slots)
+    factor = None if source.factor is None else partial(_factored, source.factor, slots)
+    return _hide(dot(source.query(slots), source.key, source.scaling, source.softcap, factor), source, slots)
+
+
+def _factored(factor: Callable[[Tensor, Tensor], Tensor], slots: Tensor, logits: Tensor) -> Tensor:
+    return factor(logits, slots)
 
 
 def reduce_rows(source: Source, slots: Tensor, valid: Tensor, reduce: Literal["sum", "max"]) -> tuple[Tensor, Tensor]:
@@ -164,11 +172,21 @@ def _heads(attention: nn.Module, which: str, normed: Tensor) -> Tensor:
     return (made if norm is None else norm(made)).transpose(1, 2)
 
 
-def dot(query: Tensor, key: Tensor, scaling: float, softcap: float | None) -> Tensor:
-    """Scaled float32 logits [B, H, R, S] of queries [B, H, R, Dh] over grouped keys [B, Hkv, S, Dh]."""
+def dot(
+    query: Tensor,
+    key: Tensor,
+    scaling: float,
+    softcap: float | None,
+    factor: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """Scaled float32 logits [B, H, R, S] of queries [B, H, R, Dh] over grouped keys [B, Hkv, S, Dh].
+
+    factor: what a table of modalities makes of them, before the soft cap
+    """
     batch, heads, rows, width = query.shape
     grouped = query.float().reshape(batch, key.shape[1], heads // key.shape[1] * rows, width)
     logits = (grouped @ key.float().transpose(2, 3)).reshape(batch, heads, rows, -1) * scaling
+    logits = logits if factor is None else factor(logits)
     return logits if softcap is None else softcap * torch.tanh(logits / softcap)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from vlm_eff.core.cache import CacheSite
+from vlm_eff.core.cache import CacheSite, LogitSite
 from vlm_eff.core.errors import CapabilityError, CompiledModelError, ConflictError, InputError, explain
 from vlm_eff.core.plugin import Plugin
 from vlm_eff.models.adapter import Adapter
@@ -62,7 +62,9 @@ def _refuse_revival(adapter: Adapter, plugin: Plugin) -> None:
 def refuse_together(plugins: Sequence[Plugin]) -> None:
     """Raise `ConflictError` where one plugin brings tokens back into a cache that another one compresses."""
     back = [plugin.name for plugin in plugins if plugin.revives]
-    cached = [plugin.name for plugin in plugins if any(isinstance(site, CacheSite) for site in plugin.sites)]
+    cached = [
+        plugin.name for plugin in plugins if any(isinstance(site, CacheSite | LogitSite) for site in plugin.sites)
+    ]
     if back and cached:
         raise ConflictError(
             explain(

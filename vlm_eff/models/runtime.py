@@ -84,7 +84,7 @@ class Runtime:
         seams.before(adapter.decoder, self._decoder_before, undo)
         seams.after(adapter.decoder, self._decoder_after, undo)
         self.towers.install(lambda: self.active, undo)
-        hooked = [*self._at, *self._inside, *self.observer.layers, *self.observer.inputs, *self.cache.layers]
+        hooked = [*self._at, *self._inside, *self.observer.layers, *self.observer.inputs, *self.cache.hooked]
         for index in range(min(hooked, default=adapter.num_layers), adapter.num_layers):
             layer = adapter.layers[index]
             seams.before(layer, self._layer_hook(index), undo)

@@ -2,7 +2,8 @@
 
 Decoder, before   a decode step finds everything stored verified: now plugins decide and layers are written
 Layer, before     its empty cache layer becomes one that can be compressed; the sequence's columns are noted
-Layer, inside     query rows and sums are noted; a packed cache is attended to group by group
+Layer, inside     query rows and sums are noted; a packed cache is attended to group by group; a table of modalities
+                  scales the logits
 """
 
 from __future__ import annotations
@@ -10,30 +11,33 @@ from __future__ import annotations
 import time
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vlm_eff.core.cache import PADDING, TEXT, CachePlaces, CacheRows, CacheSite, CacheSums, Compress
+from vlm_eff.core.cache import PADDING, TEXT, CachePlaces, CacheRows, CacheSite, CacheSums, Compress, LogitSite
 from vlm_eff.core.errors import StateError, explain
 from vlm_eff.core.handle import Undo
 from vlm_eff.core.plugin import Plugin
 from vlm_eff.core.report import CompressionReport
 from vlm_eff.core.resources import Resource
+from vlm_eff.importance.modality_table import scale_logits
 from vlm_eff.models.adapter import Adapter
-from vlm_eff.models.cache_layer import ensure_layer
+from vlm_eff.models.cache_layer import ensure_layer, is_logical, stored_layer
 from vlm_eff.models.call import Call
 from vlm_eff.models.kv.attend import PackedAttention
 from vlm_eff.models.kv.book import Columns
 from vlm_eff.models.kv.layer import CompressedLayer, Packed, check_layer, compressed_layers, make_compressed
 from vlm_eff.models.kv.observing import note_rows, note_sums, passing
 from vlm_eff.models.kv.places import Rotary
-from vlm_eff.models.kv.view import CacheView, Entries, Traits, open_entries
+from vlm_eff.models.kv.table import ScaledAttention, lines_of, table_of
+from vlm_eff.models.kv.view import CacheView, Entries, Traits, modality_at, open_entries
 from vlm_eff.models.kv.write import carry_out, unchanged
 from vlm_eff.models.observe import Tapped, tapped_source
+from vlm_eff.models.slots import Slots
 from vlm_eff.models.tap import Instead, install_tap
 
 
@@ -43,11 +47,13 @@ class Passed:
 
     record: the columns of the sequence with those of this call; cache: where they go
     masks:  as the model made them, at full length, by layer
+    before: what layers with a window stored when the call came, where tokens are missing
     """
 
     record: Columns
     cache: weakref.ref[Any] | None
     masks: dict[int, Any] = field(default_factory=dict)
+    before: dict[int, Slots] = field(default_factory=dict)
 
 
 class CacheRuntime:
@@ -55,9 +61,10 @@ class CacheRuntime:
 
     def __init__(self, adapter: Adapter, plugins: tuple[Plugin, ...]) -> None:
         self._adapter = adapter
-        asked = (p for p in plugins if any(isinstance(site, CacheSite) for site in p.sites))
+        asked = (p for p in plugins if any(isinstance(s, CacheSite | LogitSite) for s in p.sites))
         # packed entries are closed: whoever evicts decides first, in whatever order plugins were given
         self.plugins = tuple(sorted(asked, key=lambda plugin: Resource.CACHE_ENTRIES not in plugin.writes))
+        self._table = table_of(plugins)
         self._again = tuple(p for p in self.plugins if CacheSite("step") in p.sites)
         needs = tuple(dict.fromkeys(need for plugin in self.plugins for need in plugin.needs))
         self._rules = tuple(need for need in needs if isinstance(need, CacheRows))
@@ -65,10 +72,16 @@ class CacheRuntime:
         self._placed = CachePlaces() in needs
         self.layers = adapter.cache_layers if self.plugins else ()
         self._members = frozenset(self.layers)
-        self._stepping = any(rule.steps for rule in self._rules) or any(kind.steps for kind in self._kinds)
+        noting = any(rule.steps for rule in self._rules) or any(kind.steps for kind in self._kinds)
+        self._stepping = noting or self._table is not None
         self._traits: dict[int, Traits] = {}
         self._last: Passed | None = None
         self.reports: list[CompressionReport] = []
+
+    @property
+    def hooked(self) -> tuple[int, ...]:
+        """Layers inside whose attention something is seen or done."""
+        return self.layers if self._table is None else tuple(range(self._adapter.num_layers))
 
     @property
     def active(self) -> bool:
@@ -78,7 +91,7 @@ class CacheRuntime:
     def install(self, current: Callable[[], Call | None], undo: Undo) -> None:
         """Put the tap on, over those of others."""
         if self.layers:
-            attention = {index: self._adapter.layers[index].self_attn for index in self.layers}
+            attention = {index: self._adapter.layers[index].self_attn for index in self.hooked}
             install_tap(attention, partial(self._saw, current), undo)
 
     # ---------------------------------------------------------------- between two forward passes
@@ -103,7 +116,8 @@ class CacheRuntime:
         assert record is not None
         if prompt is not None:
             for plugin in self.plugins:
-                self._compress(call, plugin, CacheSite("prompt"), layers, record, prompt)
+                if CacheSite("prompt") in plugin.sites:
+                    self._compress(call, plugin, CacheSite("prompt"), layers, record, prompt)
         elif self._again:
             for plugin in self._again:
                 self._compress(call, plugin, CacheSite("step"), layers, record, call.past)
@@ -195,7 +209,12 @@ class CacheRuntime:
     def enter(self, call: Call, index: int, cache: Any, mask: Any) -> None:
         """Make the layer's cache one that can be compressed, and note what this call brings."""
         passed = call.passed
-        if index not in self._members or cache is None or passed is None:
+        if cache is None or passed is None:
+            return
+        if index not in self._members:
+            stored = stored_layer(cache, index) if self._table is not None else None
+            if is_logical(stored):
+                passed.before[index] = stored.visible()
             return
         ensure_layer(cache, index)
         passed.masks[index] = mask
@@ -220,14 +239,23 @@ class CacheRuntime:
         if (scaling := kwargs.get("scaling")) is None:
             scaling = query.shape[-1] ** -0.5
         attention = self._adapter.layers[index].self_attn
-        self._traits[index] = traits = Traits(scaling, kwargs.get("softcap"), attention)
+        table = None if self._table is None else self._table.to(query.device)
+        self._traits[index] = traits = Traits(scaling, kwargs.get("softcap"), attention, table)
         rotary = self._rotary(index, passed.record)
         layer = _layer(passed, index)
         if layer is not None:
             self._observe(call, passed, index, layer, query, key, mask, rotary)
-        if not isinstance(key, Packed):
+        packed = None
+        if isinstance(key, Packed):
+            packed = PackedAttention(key, traits, rotary, whole=call.spans is not None)
+        if self._table is None:
+            return packed
+        queries = passing(call, passed.record).modality
+        lines = call.shared("lines", (queries,), partial(lines_of, self._table, call, queries))
+        if packed is None and all(line.neutral for line in lines):
             return None
-        return PackedAttention(key, traits, rotary, whole=call.spans is not None)
+        count = key.count if isinstance(key, Packed) else key.shape[2]
+        return ScaledAttention(lines, _modalities(call, passed, index, count), packed)
 
     def _observe(
         self,
@@ -253,7 +281,16 @@ class CacheRuntime:
             traits = self._traits[index]
             seen = Tapped(query, dense, mask, traits.scaling, traits.softcap, None, None, call.present())
             attention = self._adapter.layers[index].self_attn
-            note_sums(layer, kinds, tapped_source(seen, attention, rope=True), now)
+            source = tapped_source(seen, attention, rope=True)
+            if traits.table is not None:
+                keys, queries = _modalities(call, passed, index, dense.shape[2]), now.modality
+
+                def factor(logits: Tensor, slots: Tensor) -> Tensor:
+                    assert traits.table is not None
+                    return scale_logits(logits, traits.table, queries.gather(1, slots), keys)
+
+                source = replace(source, factor=factor)
+            note_sums(layer, kinds, source, now)
 
     def leave(self, call: Call) -> None:
         """Note who took part in each layer's attention; let go of the rest: the handle is asked of the last call."""
@@ -312,6 +349,22 @@ def _carry_out(action: Compress, view: CacheView, layers: dict[int, CompressedLa
             changed = True
         view.forget(index)
     return changed
+
+
+def _modalities(call: Call, passed: Passed, index: int, count: int) -> Tensor:
+    """What the `count` keys are that a layer attends to now [B, 1 or Hkv, count] int8."""
+    layer = _layer(passed, index)
+    if layer is not None:
+        return modality_at(passed.record, layer.positions())
+    survivors = call.present()
+    new = (call.past + survivors.index).masked_fill(~survivors.valid, -1)
+    past = count - new.shape[1]
+    if index in passed.before:
+        place, valid = passed.before[index].positions()
+        old = place.masked_fill(~valid, -1)[:, place.shape[1] - past :]
+    else:
+        old = torch.arange(call.past - past, call.past, device=new.device).expand(call.rows, -1)
+    return modality_at(passed.record, torch.cat([old, new], 1)[:, None])
 
 
 def _stored(layer: CompressedLayer) -> float:

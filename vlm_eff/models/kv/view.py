@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
 
 from vlm_eff.core.cache import PADDING, TEXT, CacheGradients, CacheRows, CacheSums
 from vlm_eff.core.errors import CapabilityError, StateError, explain
+from vlm_eff.importance.modality_table import scale_logits
 from vlm_eff.models.kv.book import Asked, Columns, Sums, final_rows
 from vlm_eff.models.kv.layer import CompressedLayer
 from vlm_eff.models.kv.places import Rotary
@@ -24,6 +25,8 @@ class Traits:
     scaling: float
     softcap: float | None
     attention: nn.Module | None = None
+    # [M, M] factors of logits by modality of query and key, or None
+    table: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,11 @@ class Entries:
             raise _not_seen(f"query rows {rule}", self.layer)
         rows = final_rows(rule, asked)
         keys, positions, weights = self._everything()
-        logits = dot(rows.query, keys, self._traits.scaling, self._traits.softcap)
+        factor = None
+        if (table := self._traits.table) is not None:
+            modality = modality_at(self._record, positions)
+            factor = partial(scale_logits, alpha=table, query_modality=rows.modality, key_modality=modality)
+        logits = dot(rows.query, keys, self._traits.scaling, self._traits.softcap, factor)
         looks = looks_at(rows, positions, self._record.real)
         spread = logits.shape[1] // looks.shape[1]
         hidden = ~looks.repeat_interleave(spread, 1)
@@ -226,6 +233,11 @@ def _at(columns: Tensor, position: Tensor) -> Tensor:
     return columns[:, None].expand(-1, position.shape[1], -1).gather(2, at)
 
 
+def modality_at(columns: Columns, position: Tensor) -> Tensor:
+    """What stands at `position` [B, Hkv, N] int8; fillers are `PADDING`."""
+    return _at(columns.modality, position).masked_fill(position < 0, PADDING)
+
+
 def open_entries(
     layer: int, cache: CompressedLayer, columns: Columns, limit: int, context: tuple[Traits | None, Rotary | None]
 ) -> Entries:
@@ -251,7 +263,7 @@ def open_entries(
     weights.append(None if cache.weight is None else _padded(cache.weight, inside))
     places.append(torch.arange(first, first + inside))
     position = torch.cat(positions, 2)
-    modality = _at(columns.modality, position).masked_fill(position < 0, PADDING)
+    modality = modality_at(columns, position)
     weight = None
     if any(one is not None for one in weights):
         pairs = zip(weights, positions, strict=True)
