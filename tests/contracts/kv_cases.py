@@ -2,6 +2,7 @@
 
 from vlm_eff.core.plugin import Plugin
 from vlm_eff.kvcache import (
+    adakv,
     cross_modal_low_rank,
     entropy,
     entropy_regularised,
@@ -10,6 +11,8 @@ from vlm_eff.kvcache import (
     kivi,
     look_m,
     modality_logits,
+    prefixkv,
+    pyramidkv,
     random_evict,
     saliency_precision,
     scissorhands,
@@ -17,6 +20,7 @@ from vlm_eff.kvcache import (
     streaming_llm,
     tova,
     visual_quant,
+    vl_cache,
     zipvl_kv,
 )
 
@@ -36,6 +40,10 @@ KV_CASES: dict[str, tuple[Plugin, Plugin]] = {
     "tova": (tova(), tova(keep_ratio=0.4)),
     "visual_quant": (visual_quant(), visual_quant(bits=2, outliers=0.1)),
     "zipvl_kv": (zipvl_kv(), zipvl_kv(high_bits=8, keep_mass=0.7, recent=5, random=4, every=3)),
+    "adakv": (adakv(), adakv(keep_ratio=0.5, window=4, kernel=3)),
+    "prefixkv": (prefixkv(), prefixkv(keep_ratio=0.4, sinks=2)),
+    "pyramidkv": (pyramidkv(), pyramidkv(keep_ratio=0.4, window=4)),
+    "vl_cache": (vl_cache(), vl_cache(keep_ratio=0.4, recent_share=0.2)),
 }
 EASY = {name: easy for name, (easy, _) in KV_CASES.items()}
 HARD = {name: hard for name, (_, hard) in KV_CASES.items()}

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tests.contracts import kit, kv_evicting
+from tests.contracts import kit, kv_evicting, kv_sharing
 from tests.contracts.kv_cases import KV_CASES
 from tests.contracts.kv_definitions import Kept, newest, ranked, window_mass
 from vlm_eff import methods
@@ -88,6 +88,42 @@ PROMISES: dict[str, Promise] = {
     ),
     "visual_quant": Promise(rewrites=True, relative=STEPS, nothing=visual_quant(bits=16)),
     "zipvl_kv": Promise(rewrites=True, queries=1, relative=STEPS, nothing=zipvl_kv(high_bits=16, keep_mass=1.0)),
+    "adakv": Promise(
+        share(0.5, 4), even=False, last=4, needle=4, definition=kv_sharing.across_heads(4, 3, 0.2, share(0.5, 4))
+    ),
+    "prefixkv": Promise(
+        share(0.4, 3),
+        even=False,
+        first=2,
+        last=1,
+        definition=kv_sharing.by_layer(
+            kv_sharing.common, kv_sharing.all_mass, share(0.4, 3), lambda count: (2, 1), together=True
+        ),
+    ),
+    "pyramidkv": Promise(
+        share(0.4, 4),
+        even=False,
+        last=4,
+        definition=kv_sharing.by_layer(
+            kv_sharing.pyramid(4, 20),
+            kv_sharing.pooled_window(4, 5),
+            share(0.4, 4),
+            lambda count: (0, 4),
+            together=False,
+        ),
+    ),
+    "vl_cache": Promise(
+        share(0.4),
+        even=False,
+        last=1,
+        definition=kv_sharing.by_layer(
+            kv_sharing.dense(0.01),
+            kv_sharing.behind_mass,
+            share(0.4),
+            lambda count: (0, max(math.ceil(0.2 * count - 1e-6), 1)),
+            together=True,
+        ),
+    ),
 }
 
 
