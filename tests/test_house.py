@@ -148,7 +148,16 @@ def test_every_method_has_contract_cases() -> None:
     cases = importlib.import_module("tests.contracts.cases")
     towers = importlib.import_module("tests.contracts.tower_cases")
     caches = importlib.import_module("tests.contracts.kv_cases")
-    assert {*cases.METHOD_CASES, *cases.BYPASS_CASES, *towers.TOWER_CASES, *caches.KV_CASES, *caches.LOGIT_CASES} == {
+    recipes = importlib.import_module("tests.recipes.cases")
+    tables = (
+        cases.METHOD_CASES,
+        cases.BYPASS_CASES,
+        towers.TOWER_CASES,
+        caches.KV_CASES,
+        caches.LOGIT_CASES,
+        recipes.RECIPES,
+    )
+    assert {name for table in tables for name in table} == {
         name for name, method in vlm_eff.methods().items() if method.room != "third party"
     }
 

@@ -10,6 +10,7 @@ from torch import nn
 from vlm_eff.core.errors import ConfigError, ConflictError, explain
 from vlm_eff.core.handle import Handle, Undo
 from vlm_eff.core.plugin import BindContext, Plugin
+from vlm_eff.core.recipe import Recipe
 from vlm_eff.core.resources import check_conflicts
 from vlm_eff.models import refusals
 from vlm_eff.models.adapter import adapter_for
@@ -26,7 +27,8 @@ def attach(model: Any, *plugins: Plugin) -> Handle:
 
     model:   a transformers vision-language model, a transformers pipeline, or a PEFT-wrapped model; or a vision tower
              alone (timm, open_clip, transformers) for plugins that act inside it. In eval mode, unless all can learn
-    plugins: what to do, such as `fastv()`; each resource of the model has at most one writer
+    plugins: what to do, such as `fastv()`; each resource of the model has at most one writer. A recipe, such as
+             `zipvl()`, stands for its plugins
 
     Raises:
         ConfigError: nothing to attach, or something that is no plugin.
@@ -37,6 +39,7 @@ def attach(model: Any, *plugins: Plugin) -> Handle:
     After any of these the model is as it was.
     """
     _check_plugins(plugins)
+    plugins = tuple(one for plugin in plugins for one in (plugin if isinstance(plugin, Recipe) else (plugin,)))
     refusals.refuse_compiled(model)
     tower = lone_tower(model)
     return _attach_tower(tower, plugins) if tower is not None else _attach_vlm(model, plugins)
