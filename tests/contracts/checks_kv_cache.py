@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from tests.contracts import kit, kv_kit
 from tests.contracts.checks_life import leaves_nothing
+from tests.contracts.checks_modes import next_turn, words
 from tests.contracts.kv_kit import Talk
 from tests.kv_oracle import recording
 from tests.tiny import tiny_inputs
@@ -263,6 +264,32 @@ def kv_error_in_a_step_is_survived(family: str, plugin: Plugin) -> None:
                 assert torch.equal(one, other)
 
     leaves_nothing(model, inputs, act)
+
+
+def kv_tensors_stay_on_their_device(plugin: Plugin) -> None:
+    """Nothing is made on the default device and then mixed with what is on the model's; without a GPU, too.
+
+    The default device holds no numbers here. LLaVA itself does without it.
+    """
+    model, inputs = kit.model_of("llava"), tiny_inputs("llava", (1, 2))
+    calls: list[dict[str, Any]] = [dict(inputs)]
+    for count in (1, 1, 4, 1):
+        length = calls[-1]["attention_mask"].shape[1]
+        calls.append(next_turn(model, calls[-1], "llava", length, {"input_ids": words(2, count, length)}))
+
+    def talk() -> list[Tensor]:
+        said, cache = [], None
+        for call in calls:
+            out = kit.forward(model, call, past_key_values=cache, use_cache=True)
+            cache = out.past_key_values
+            said.append(out.logits[:, -1])
+        return said
+
+    with attach(model, plugin):
+        wanted = talk()
+        with torch.device("meta"):
+            for one, other in zip(talk(), wanted, strict=True):
+                assert torch.equal(one, other)
 
 
 def kv_threads_do_not_meet(family: str, plugin: Plugin, rounds: int = 4) -> None:

@@ -49,7 +49,7 @@ class Scripted(Plugin):
 
     def _store(self, entries: Any) -> Stored:
         batch, heads, count = entries.position.shape
-        head = torch.arange(heads)[None, :, None]
+        head = torch.arange(heads, device=entries.key.device)[None, :, None]
         lot = (entries.ordinal * 7919 + entries.layer * 104_729 + head * 1_299_709) * 2_654_435_761 % 1009
         left = (entries.seen[:, None] // 2).expand(-1, heads) + (head[:, :, 0] if self.uneven else 0)
         if self.steps:

@@ -229,6 +229,11 @@ def test_an_error_in_a_step_is_survived(family: str, name: str) -> None:
     checks_kv_cache.kv_error_in_a_step_is_survived(family, HARD[name])
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_tensors_stay_on_their_device(name: str) -> None:
+    checks_kv_cache.kv_tensors_stay_on_their_device(HARD[name])
+
+
 @pytest.mark.parametrize("name", KINDS)
 def test_threads_do_not_meet(name: str) -> None:
     # Qwen keeps the place of its last prompt on the model: two threads cannot share it, with or without a plugin

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from tests.contracts import checks_kv as checks
@@ -234,6 +235,9 @@ KV_SABOTEURS: dict[str, Saboteur] = {
     "the last undo is forgotten after a broken step": Saboteur(
         "vlm_eff.core.handle.Undo.run", broken.forgets_first,
         caches.kv_error_in_a_step_is_survived, ("llava", HARDEST)),
+    "a score is made on the default device": Saboteur(
+        "vlm_eff.kvcache.scores.WindowMass.__call__", after(lambda scores: scores + torch.zeros(1)),
+        caches.kv_tensors_stay_on_their_device, (HARDEST,)),
     "threads share the cache's call": Saboteur(
         f"{MODELS}.runtime._CALL", lambda original: broken.OneForAll(),
         caches.kv_threads_do_not_meet, ("llava", HARDEST, 30)),

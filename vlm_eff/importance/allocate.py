@@ -27,7 +27,7 @@ def apportion(weights: Tensor, total: int | Tensor, lo: int | Tensor = 0, hi: in
     rows = weights.detach().double().cpu().reshape(weights.shape[:-1].numel(), weights.shape[-1])
     if not bool((rows.isfinite() & (rows >= 0)).all()):
         raise ConfigError(explain("weights below 0 or not finite", "weights of at least 0", "Clamp the scores first"))
-    totals = torch.as_tensor(total).reshape(-1).cpu().expand(rows.shape[0]).tolist()
+    totals = torch.as_tensor(total, device="cpu").reshape(-1).expand(rows.shape[0]).tolist()
     low = _bound(lo, weights, rows)
     high = [[int(whole)] * rows.shape[1] for whole in totals] if hi is None else _bound(hi, weights, rows)
     made = []
@@ -38,7 +38,8 @@ def apportion(weights: Tensor, total: int | Tensor, lo: int | Tensor = 0, hi: in
 
 
 def _bound(bound: int | Tensor, weights: Tensor, rows: Tensor) -> list[list[int]]:
-    made: list[list[int]] = torch.as_tensor(bound).cpu().expand(weights.shape).reshape(rows.shape).long().tolist()
+    wide = torch.as_tensor(bound, device="cpu").expand(weights.shape)
+    made: list[list[int]] = wide.reshape(rows.shape).long().tolist()
     return made
 
 

@@ -107,9 +107,10 @@ def layer_counts(
     first = view.entries(view.layers[0])
     per_entry = sum(t.shape[1] * t.shape[3] * t.element_size() for t in (first.key, first.value))
     layers, seen = len(view.layers), first.seen.cpu()
-    totals = torch.tensor([budget.total(count, layers, per_entry) for count in seen.tolist()])
+    # a default device must not move what is counted on the host
+    totals = torch.tensor([budget.total(count, layers, per_entry) for count in seen.tolist()], device="cpu")
     weights = spread.weights(view, scores, totals)
     if weights is None:
-        weights = torch.ones(len(totals), layers, dtype=torch.float64)
+        weights = torch.ones(len(totals), layers, dtype=torch.float64, device="cpu")
     low = torch.minimum(seen.clamp(max=least), totals // layers)
     return apportion(weights.cpu(), totals, low[:, None], seen[:, None]).to(first.key.device)

@@ -42,9 +42,10 @@ class Rotary:
         batch, heads, count = position.shape
         width, probe = metric.shape[-1], metric.new_ones(1)
         cos, sin = (table.flatten(0, 1).to(metric) for table in self.tables(position, probe))
-        ones, one = metric.new_ones(batch * heads, 1, count, width), torch.eye(width).to(metric)[None, None]
+        ones = metric.new_ones(batch * heads, 1, count, width)
+        one = torch.eye(width, dtype=metric.dtype, device=metric.device)[None, None]
         turned = cos.shape[-1]
-        side = torch.ones(1, width, turned).to(metric)
+        side = metric.new_ones(1, width, turned)
         attention = self.adapter.layers[self.layer].self_attn
         swap = rotate(attention, one, torch.zeros_like(side), side)[0, 0].mT
         # the family's own function says how its tables lie: ask it with one of them at 0

@@ -253,7 +253,7 @@ def open_entries(
             key, value = segment.read(cache.keys.dtype, rotary)
             keys, values, positions = [*keys, key], [*values, value], [*positions, segment.position]
             weights.append(segment.weight)
-            places.append(torch.arange(first, first + segment.count))
+            places.append(torch.arange(first, first + segment.count, device=cache.keys.device))
         else:
             closed = closed + (segment.position >= 0).sum(-1)
         first += segment.count
@@ -261,14 +261,14 @@ def open_entries(
     keys, values = [*keys, cache.keys[:, :, :inside]], [*values, cache.values[:, :, :inside]]
     positions.append(cache.positions()[:, :, first : first + inside])
     weights.append(None if cache.weight is None else _padded(cache.weight, inside))
-    places.append(torch.arange(first, first + inside))
+    places.append(torch.arange(first, first + inside, device=cache.keys.device))
     position = torch.cat(positions, 2)
     modality = modality_at(columns, position)
     weight = None
     if any(one is not None for one in weights):
         pairs = zip(weights, positions, strict=True)
         weight = torch.cat([w if w is not None else torch.ones_like(p, dtype=torch.float32) for w, p in pairs], 2)
-    at = torch.cat(places).to(position.device).expand(position.shape)
+    at = torch.cat(places).expand(position.shape)
     key, value = (one[0] if len(one) == 1 else torch.cat(one, 2) for one in (keys, values))
     return Entries(
         layer, key, value, position, modality, modality != PADDING, weight, closed, columns.cut(limit).real.sum(1),
