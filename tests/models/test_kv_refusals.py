@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from transformers import DynamicCache
 
 from tests.contracts.kit import model_of
@@ -14,7 +15,8 @@ from vlm_eff import attach
 from vlm_eff.core.errors import CapabilityError, ConflictError, StateError
 from vlm_eff.core.plugin import BindContext
 from vlm_eff.kvcache import random_evict, snapkv
-from vlm_eff.tokens import lazyllm
+from vlm_eff.models.refusals import refuse_latent
+from vlm_eff.tokens import fastv, lazyllm
 
 
 def logits(model: Any, inputs: dict[str, Any]) -> torch.Tensor:
@@ -76,6 +78,20 @@ def test_bringing_tokens_back_into_a_compressed_cache() -> None:
         attach(model, lazyllm(), snapkv())
     with attach(model, lazyllm(revive="never"), snapkv()):
         logits(model, dict(tiny_inputs("llava")))
+
+
+def test_latent_attention() -> None:
+    class Latent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.kv_a_proj_with_mqa = nn.Linear(2, 2)
+
+    layer = nn.Module()
+    layer.self_attn = Latent()
+    with pytest.raises(CapabilityError, match="snapkv on Latent"):
+        refuse_latent([layer], (snapkv(),))
+    refuse_latent([layer], (fastv(),))
+    refuse_latent(list(model_of("llava").get_decoder().layers), (snapkv(),))
 
 
 def test_two_plugins_that_evict() -> None:

@@ -63,6 +63,7 @@ def _attach_vlm(model: Any, plugins: tuple[Plugin, ...]) -> Handle:
     check_conflicts(bound)
     refusals.refuse_plugins(adapter, bound)
     refusals.refuse_together(bound)
+    refusals.refuse_latent([adapter.layers[index] for index in adapter.cache_layers], bound)
     device = next(adapter.decoder.parameters()).device
     return _install(Runtime(adapter, bound, make_learned(bound, context, device)), bound, (adapter.core, adapter.tower))
 

@@ -59,6 +59,23 @@ def _refuse_revival(adapter: Adapter, plugin: Plugin) -> None:
         )
 
 
+def refuse_latent(layers: Sequence[nn.Module], plugins: Sequence[Plugin]) -> None:
+    """Raise `CapabilityError` for plugins of the cache on attention that does not cache plain keys and values."""
+    cached = [plugin.name for plugin in plugins if any(isinstance(site, CacheSite) for site in plugin.sites)]
+    parts = ("k_proj", "v_proj", "num_key_value_groups")
+    strange = [
+        type(layer.self_attn).__name__ for layer in layers if not all(hasattr(layer.self_attn, p) for p in parts)
+    ]
+    if cached and strange:
+        raise CapabilityError(
+            explain(
+                f"{cached[0]} on {strange[0]}, which caches something else than keys and values of its heads",
+                "attention with k_proj, v_proj and key heads; not latent attention (MLA)",
+                "Leave the plugin out",
+            )
+        )
+
+
 def refuse_together(plugins: Sequence[Plugin]) -> None:
     """Raise `ConflictError` where one plugin brings tokens back into a cache that another one compresses."""
     back = [plugin.name for plugin in plugins if plugin.revives]
