@@ -55,6 +55,7 @@ class Runtime(Protocol):
     def attended(self, layer: int) -> list[Tensor]: ...
     def visual(self, layer: int) -> list[VisualTokens]: ...
     def kv_positions(self, layer: int) -> Tensor: ...
+    def kv_modalities(self, layer: int) -> Tensor: ...
     def kv_contents(self, layer: int) -> tuple[Tensor, Tensor, Tensor | None]: ...
     def tower_groups(self, block: int) -> list[tuple[Tensor, Tensor]]: ...
 
@@ -128,6 +129,13 @@ class Handle:
     def kv_positions(self, layer: int) -> Tensor:
         """Logical positions that the cache of `layer` stores after the last call [B, Hkv, S]; -1 for none."""
         return self._runtime.kv_positions(layer)
+
+    def kv_modalities(self, layer: int) -> Tensor:
+        """What `layer` stores after the last call [B, Hkv, S] int8, in the order of `kv_positions`.
+
+        0 text, 1 image, 2 video, -1 for padding and where there is no entry. Only for plugins of the cache.
+        """
+        return self._runtime.kv_modalities(layer)
 
     def kv_contents(self, layer: int) -> tuple[Tensor, Tensor, Tensor | None]:
         """Keys and values [B, Hkv, S, Dh] as `layer` attends to them, in the order of `kv_positions`, unpacked.

@@ -58,12 +58,28 @@ class RevivalReport:
 
 
 @dataclass(frozen=True)
+class ModalityReport:
+    """What became of one modality ("text", "image" or "video") when the cache was compressed after a prompt.
+
+    before, after: entries, mean over layers, rows and key heads; padding is none
+    bytes_before, bytes_after: its share of the bytes, by its share of the entries of each stored part
+    """
+
+    modality: str
+    before: float
+    after: float
+    bytes_before: int
+    bytes_after: int
+
+
+@dataclass(frozen=True)
 class CompressionReport:
     """One time that a plugin compressed the cache.
 
     when:   "prompt" after a prompt or turn, "step" between later decode steps; seen: logical length then
     layers: decoder layers that can be compressed; before, after: entries each stored, mean over rows and key heads
     bytes_before, bytes_after: what those layers held; host_ms: scoring, selecting and writing, on the host
+    modalities: the same by modality, after a prompt
     """
 
     plugin: str
@@ -75,6 +91,7 @@ class CompressionReport:
     bytes_before: int
     bytes_after: int
     host_ms: float
+    modalities: tuple[ModalityReport, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -196,6 +213,11 @@ def _compressed(stats: Stats) -> list[str]:
     return [
         f"  compressed       {_mean(prompt.before):.1f} -> {_mean(prompt.after):.1f} entries a layer and head by "
         f"{prompt.plugin} at length {prompt.seen}" + (f", {steps} times while decoding" if steps else ""),
+        *(
+            f"    {one.modality:<14} {one.before:.1f} -> {one.after:.1f} entries, {one.bytes_before:,} -> "
+            f"{one.bytes_after:,} bytes"
+            for one in prompt.modalities
+        ),
         f"  KV cache now     {stats.kv_bytes_bare:,} bytes bare, {stats.kv_bytes:,} stored "
         f"({_ratio(stats.kv_bytes, stats.kv_bytes_bare):.0%})",
     ]

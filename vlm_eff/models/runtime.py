@@ -124,6 +124,9 @@ class Runtime:
     def kv_positions(self, layer: int) -> Tensor:
         return self.ledger.kv_positions(layer)
 
+    def kv_modalities(self, layer: int) -> Tensor:
+        return self.cache.modalities(self.ledger.kv_positions(layer))
+
     def kv_contents(self, layer: int) -> tuple[Tensor, Tensor, Tensor | None]:
         return self.cache.contents(layer)
 

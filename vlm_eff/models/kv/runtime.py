@@ -30,6 +30,7 @@ from vlm_eff.models.cache_layer import ensure_layer, is_logical, stored_layer
 from vlm_eff.models.call import Call
 from vlm_eff.models.kv.attend import PackedAttention
 from vlm_eff.models.kv.book import Columns
+from vlm_eff.models.kv.census import changes, stored, take_census
 from vlm_eff.models.kv.layer import CompressedLayer, Packed, check_layer, compressed_layers, make_compressed
 from vlm_eff.models.kv.observing import note_rows, note_sums, passing
 from vlm_eff.models.kv.places import Rotary
@@ -141,17 +142,20 @@ class CacheRuntime:
         if not isinstance(action, Compress):
             return
         before = self.bytes_of(layers)
-        counts = [_stored(layer) for layer in layers.values()]
+        # not at every decode step: it takes a look at all columns
+        people = take_census(layers.values(), record) if site.when == "prompt" else {}
+        counts = [stored(layer) for layer in layers.values()]
         if _carry_out(action, view, layers, limit):
             for layer in layers.values():
                 layer.floor = max(layer.floor, limit)
             call.compressed = True
-            after = [_stored(layer) for layer in layers.values()]
+            after = [stored(layer) for layer in layers.values()]
             host = (time.perf_counter() - started) * 1e3
             self.reports.append(
                 CompressionReport(
                     plugin.name, site.when, call.past, tuple(layers), tuple(counts), tuple(after),
                     before, self.bytes_of(layers), host,
+                    changes(people, take_census(layers.values(), record)) if people else (),
                 )
             )  # fmt: skip
 
@@ -212,9 +216,9 @@ class CacheRuntime:
         if cache is None or passed is None:
             return
         if index not in self._members:
-            stored = stored_layer(cache, index) if self._table is not None else None
-            if is_logical(stored):
-                passed.before[index] = stored.visible()
+            layer = stored_layer(cache, index) if self._table is not None else None
+            if is_logical(layer):
+                passed.before[index] = layer.visible()
             return
         ensure_layer(cache, index)
         passed.masks[index] = mask
@@ -316,6 +320,14 @@ class CacheRuntime:
         assert layer is not None
         return layer.dense_keys(self._rotary(index, call.passed.record))
 
+    def modalities(self, positions: Tensor) -> Tensor:
+        """What stands at logical `positions` [B, Hkv, S] int8 after the last call; -1 for padding and fillers."""
+        if self._last is None:
+            got, accepted = "no call of a model with a plugin of the cache", "modalities behind such a call"
+            raise StateError(explain(got, accepted, "Attach one, such as snapkv(), and call the model"))
+        record = self._last.record
+        return modality_at(record, positions.to(record.modality.device)).cpu()
+
     def contents(self, index: int) -> tuple[Tensor, Tensor, Tensor | None]:
         """Keys and values [B, Hkv, S, Dh] as a layer attends to them, and the log of what each entry stands for."""
         layer = None if self._last is None else _layer(self._last, index)
@@ -365,12 +377,6 @@ def _modalities(call: Call, passed: Passed, index: int, count: int) -> Tensor:
     else:
         old = torch.arange(call.past - past, call.past, device=new.device).expand(call.rows, -1)
     return modality_at(passed.record, torch.cat([old, new], 1)[:, None])
-
-
-def _stored(layer: CompressedLayer) -> float:
-    """Entries that a layer stores, mean over rows and heads, fillers left out."""
-    positions = layer.positions()
-    return float((positions >= 0).sum()) / max(positions.shape[0] * positions.shape[1], 1)
 
 
 def _places(position_ids: Tensor | None, call: Call) -> Tensor:

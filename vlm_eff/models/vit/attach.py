@@ -90,6 +90,10 @@ class LoneTower:
         """Refused: there is no decoder."""
         raise _no_decoder()
 
+    def kv_modalities(self, layer: int) -> Tensor:
+        """Refused: there is no decoder."""
+        raise _no_decoder()
+
     def kv_contents(self, layer: int) -> tuple[Tensor, Tensor, Tensor | None]:
         raise _no_decoder()
 
