@@ -65,6 +65,7 @@ PROMISES: dict[str, Promise] = {
     "entropy": Promise(share(0.4), last=3),
     "entropy_regularised": Promise(share(0.4), last=3),
     "hessian": Promise(share(0.4), last=4),
+    "meda": Promise(share(0.5), even=False, last=1, rewrites=True),
     "look_m": Promise(share(0.6), last=2, rewrites=True),
     "random_evict": Promise(budget=share(0.4)),
     "scissorhands": Promise(

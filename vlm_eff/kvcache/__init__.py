@@ -10,6 +10,7 @@ from vlm_eff.kvcache.methods.eviction.entropy import entropy, entropy_regularise
 from vlm_eff.kvcache.methods.eviction.h2o import h2o
 from vlm_eff.kvcache.methods.eviction.hessian import hessian
 from vlm_eff.kvcache.methods.eviction.look_m import look_m
+from vlm_eff.kvcache.methods.eviction.meda import meda
 from vlm_eff.kvcache.methods.eviction.prefixkv import prefixkv
 from vlm_eff.kvcache.methods.eviction.pyramidkv import pyramidkv
 from vlm_eff.kvcache.methods.eviction.scissorhands import scissorhands
@@ -33,6 +34,7 @@ __all__ = [
     "hessian",
     "kivi",
     "look_m",
+    "meda",
     "modality_logits",
     "prefixkv",
     "pyramidkv",
