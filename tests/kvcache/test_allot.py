@@ -18,7 +18,8 @@ from vlm_eff import attach
 from vlm_eff.core.cache import CacheRows
 from vlm_eff.kvcache import saliency_precision, zipvl_kv
 from vlm_eff.kvcache.allot import ByMass, BySaliency
-from vlm_eff.models.kv import view
+from vlm_eff.models.kv import observing, view
+from vlm_eff.models.kv.book import Asked
 
 ROWS = CacheRows("last", 4)
 
@@ -210,3 +211,42 @@ def test_a_budget_of_bits_is_what_is_stored() -> None:
         total = sum((s.position >= 0).sum((1, 2)) * s.key.format.bits for s in layer.segments)
         assert (total <= 2.5 * 2 * real).all()
         assert (total > 2.5 * 2 * real - 8).all()
+
+
+def test_the_newest_row_is_kept_without_asking_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same rows as by the general rule, and no count that would have to be brought to the host."""
+    rule, counted = CacheRows("last", 1, steps=True), [0]
+    model, inputs = kit.model_of("llava"), tiny_inputs("llava", (1, 2))
+
+    def rows(cache: Any) -> list[Tensor]:
+        asked = [layer.book.asked[rule] for layer in cache.layers]
+        return [getattr(one, name) for one in asked for name in ("query", "position", "ordinal", "valid", "looks")]
+
+    original = observing.from_mask
+    monkeypatch.setattr(observing, "from_mask", lambda mask: (counted.append(1), original(mask))[1])
+    plugin = zipvl_kv(8, 4, recent=4, random=4, every=5)
+    with attach(model, plugin):
+        talk = Talk(model, inputs)
+        counted.clear()
+        fast = rows(talk.decode(4).cache)
+        assert not counted
+        monkeypatch.setattr(observing, "CacheRows", lambda *rest, **named: None)
+        slow = rows(Talk(model, inputs).decode(4).cache)
+        assert counted
+    assert (fast[1] == inputs["input_ids"].shape[1] + 3).all()
+    for one, other in zip(fast, slow, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_row_without_a_newer_token_keeps_its_old_one() -> None:
+    def asked(place: int, valid: list[bool], width: int) -> Asked:
+        index = torch.full((2, 1), place)
+        mark = torch.tensor(valid)[:, None]
+        looks = torch.ones(2, 1, width, dtype=torch.bool)
+        return Asked(torch.full((2, 4, 1, 3), float(place)), index, index, index, mark, looks)
+
+    made = asked(5, [True, True], 6).replaced(asked(6, [False, True], 7))
+    assert made.position[:, 0].tolist() == [5, 6]
+    assert made.query[:, 0, 0, 0].tolist() == [5.0, 6.0]
+    assert made.valid.all()
+    assert made.looks.sum(-1)[:, 0].tolist() == [6, 7]

@@ -43,6 +43,19 @@ class Asked:
         made = _each(self, lambda tensor: _take(tensor, found.index))
         return replace(made, valid=found.valid)
 
+    def replaced(self, newer: Asked) -> Asked:
+        """As many newer rows, which could look at more columns, and these where there is none."""
+        wide = newer.looks.shape[2]
+        old = replace(self, looks=torch.nn.functional.pad(self.looks, (0, wide - self.looks.shape[2])))
+
+        def pick(name: str) -> Tensor:
+            one, other = getattr(newer, name), getattr(old, name)
+            at = newer.valid[:, None, :, None] if name == "query" else newer.valid
+            return torch.where(at[:, :, None] if name == "looks" else at, one, other)
+
+        made = {f.name: pick(f.name) for f in fields(self)}
+        return Asked(**made | {"valid": newer.valid | old.valid})
+
     def join(self, later: Asked) -> Asked:
         """These rows, then later ones, which could look at more columns."""
         wide = later.looks.shape[2]

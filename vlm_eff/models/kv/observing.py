@@ -53,9 +53,18 @@ def note_rows(
 ) -> None:
     """Add the rows of this call that a rule wants, and drop older ones that it no longer wants.
 
+    At a step that asks for the newest row alone the device is not asked for anything.
+
     query: [B, H, Q, Dh]; mask: as the model made it, at full length, or None
     """
     old = layer.book.asked.get(rule)
+    if old is not None and rule == CacheRows("last", 1, steps=True) and now.slot.shape[1] == old.valid.shape[1] == 1:
+        looks = call.shared(
+            "newest looks", (now, mask), lambda: _looks(call, now, now.slot * 0, now.valid, mask, record)
+        )
+        fresh = Asked(query, now.position, now.ordinal, now.modality, now.valid, looks)
+        layer.book.asked[rule] = old.replaced(fresh)
+        return
     parts = [(now.position, now.ordinal, now.modality, now.valid)]
     if old is not None:
         parts = [(old.position, old.ordinal, old.modality, old.valid), *parts]
