@@ -161,6 +161,15 @@ def copied(layer: CompressedLayer) -> CompressedLayer:
     return twin
 
 
+def copied_cache(cache: Any) -> Any:
+    """A copy of a cache that can be compressed and appended to without changing it; tensors are shared."""
+    twin = copy.copy(cache)
+    twin.layers = [
+        copied(layer) if isinstance(layer, CompressedLayer) else copy.deepcopy(layer) for layer in cache.layers
+    ]
+    return twin
+
+
 def watch_answer(model: Any, inputs: Any, policies: Sequence[Policy], steps: int) -> Watched:
     """Answer a prompt greedily with a full cache and keep what the policies need, and the queries of `steps` tokens.
 
