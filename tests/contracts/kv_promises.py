@@ -25,6 +25,7 @@ class Promise:
     needle:   queries at the end whose favourite stays; 0 where attention does not decide
     ties:     equal keys and values get equal scores, so that the lower positions stay
     rewrites: what is stored is not what the model computed
+    chunks:   a prompt in chunks is treated as one prompt
     queries:  rows that are kept beside the entries while decoding
     relative: how near two ways of computing the same come; farther where codes are rounded
     relative: how close two ways of computing the same come; where numbers are rounded to steps, an addition in another
@@ -40,6 +41,7 @@ class Promise:
     needle: int = 0
     ties: bool = False
     rewrites: bool = False
+    chunks: bool = True
     queries: int = 0
     relative: float = kit.RELATIVE
     definition: Kept | None = None
@@ -71,6 +73,8 @@ PROMISES: dict[str, Promise] = {
     "scissorhands": Promise(
         upto(12), last=3, needle=5, ties=True, queries=5, definition=ranked(kv_evicting.reads(5), upto(12), last=3)
     ),
+    # the last chunk alone is asked how its answer depends on what the others stored
+    "sensitivity": Promise(share(0.4), last=3, chunks=False),
     "snapkv": Promise(share(0.4), last=4, needle=4, definition=ranked(window_mass(4, 5), share(0.4), last=4)),
     "streaming_llm": Promise(
         lambda count: min(11, count), first=3, last=8, ties=True, definition=ranked(newest, lambda count: 11, first=3)

@@ -13,7 +13,7 @@ from tests.contracts import kit
 from tests.oracle import decoder_layers
 from tests.tiny import visual_mask
 from vlm_eff import attach
-from vlm_eff.core.cache import Stored
+from vlm_eff.core.cache import CacheSite, Stored
 from vlm_eff.core.plugin import Plugin
 from vlm_eff.models.kv.view import Entries
 
@@ -37,6 +37,7 @@ class Spy:
     plugin: Plugin
     made: list[Planned]
     name: str = "spy"
+    sites: tuple[CacheSite, ...] = (CacheSite("prompt"),)
 
     def at(self, site: Any, view: Any) -> None:
         action = self.plugin.at(site, view)

@@ -84,11 +84,11 @@ class CacheGradients:
     """A request for gradients of an answer with respect to every key and value of a prompt; costs a second forward.
 
     of:     "greedy" the log-probability of the most likely next token, "logits" the sum of the last row's logits
-    cross:  weight of the path through the next layer's keys of other modalities, 0 leaves it out
+    cross:  also what reaches a key through the next layer's keys of other modalities
     """
 
     of: Literal["greedy", "logits"] = "greedy"
-    cross: float = 0.0
+    cross: bool = False
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from vlm_eff.kvcache.methods.eviction.meda import meda
 from vlm_eff.kvcache.methods.eviction.prefixkv import prefixkv
 from vlm_eff.kvcache.methods.eviction.pyramidkv import pyramidkv
 from vlm_eff.kvcache.methods.eviction.scissorhands import scissorhands
+from vlm_eff.kvcache.methods.eviction.sensitivity import sensitivity
 from vlm_eff.kvcache.methods.eviction.snapkv import snapkv
 from vlm_eff.kvcache.methods.eviction.streaming_llm import streaming_llm
 from vlm_eff.kvcache.methods.eviction.tova import tova
@@ -41,6 +42,7 @@ __all__ = [
     "random_evict",
     "saliency_precision",
     "scissorhands",
+    "sensitivity",
     "snapkv",
     "streaming_llm",
     "tova",

@@ -106,6 +106,16 @@ class Adapter:
             made = rotary(hidden, positions)
         return made  # type: ignore[no-any-return]
 
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits [..., V] of the decoder's last hidden states [..., D], as the model's own head makes them."""
+        made: Tensor = self.top.get_output_embeddings()(hidden)
+        code = inspect.unwrap(type(self.top).forward).__code__
+        cap = getattr(self.decoder.config, "final_logit_softcapping", None)
+        # some families have the number in their config and leave it to their text-only models
+        if cap is not None and "final_logit_softcapping" in (*code.co_names, *code.co_consts):
+            made = cap * (made / cap).tanh()
+        return made
+
     def explain(self) -> str:
         """What was found, in lines for a person."""
         kinds = getattr(self.decoder.config, "layer_types", None)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import inspect
 import time
 from collections import defaultdict
-from contextvars import ContextVar
+from contextvars import Context, ContextVar
 from typing import Any
 
 from torch import Tensor, nn
@@ -208,7 +208,16 @@ class Runtime:
         self.reviver.begin(call, cache)
         if self.cache.active:
             self.cache.begin(call, cache, kwargs.get("position_ids"))
+            if self.cache.scorer.wants(call, kwargs):
+                # an empty context: nothing of this forward, nor what transformers collects of it, is there
+                Context().run(self._score, call, kwargs)
         _CALL.set(call)
+
+    def _score(self, call: Call, kwargs: dict[str, Any]) -> None:
+        # a call of which nothing is asked: masks are brought to what the cache stores, and that is all
+        side = Call(call.entry, call.rows, call.length, call.past, call.device)
+        _CALL.set(side)
+        call.passed.scored = self.cache.scorer.score(call, kwargs, self.cache.rotary)
 
     # ---------------------------------------------------------------- inside
 

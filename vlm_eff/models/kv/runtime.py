@@ -34,6 +34,7 @@ from vlm_eff.models.kv.census import changes, stored, take_census
 from vlm_eff.models.kv.layer import CompressedLayer, Packed, check_layer, compressed_layers, make_compressed
 from vlm_eff.models.kv.observing import note_rows, note_sums, passing
 from vlm_eff.models.kv.places import Rotary
+from vlm_eff.models.kv.scoring import Gradients, Scorer, note_gradients
 from vlm_eff.models.kv.table import ScaledAttention, lines_of, table_of
 from vlm_eff.models.kv.view import CacheView, Entries, Traits, modality_at, open_entries
 from vlm_eff.models.kv.write import carry_out, unchanged
@@ -47,7 +48,7 @@ class Passed:
     """What one call keeps to itself, so that calls of other threads do not meet it.
 
     record: the columns of the sequence with those of this call; cache: where they go
-    masks:  as the model made them, at full length, by layer
+    masks:  as the model made them, at full length, by layer; scored: gradients by layer and column of the sequence
     before: what layers with a window stored when the call came, where tokens are missing
     """
 
@@ -55,6 +56,7 @@ class Passed:
     cache: weakref.ref[Any] | None
     masks: dict[int, Any] = field(default_factory=dict)
     before: dict[int, Slots] = field(default_factory=dict)
+    scored: Gradients = field(default_factory=dict)
 
 
 class CacheRuntime:
@@ -72,6 +74,7 @@ class CacheRuntime:
         self._kinds = tuple(need for need in needs if isinstance(need, CacheSums))
         self._placed = CachePlaces() in needs
         self.layers = adapter.cache_layers if self.plugins else ()
+        self.scorer = Scorer(adapter, needs, self.layers, plain=self._table is None)
         self._members = frozenset(self.layers)
         noting = any(rule.steps for rule in self._rules) or any(kind.steps for kind in self._kinds)
         self._stepping = noting or self._table is not None
@@ -305,6 +308,8 @@ class CacheRuntime:
                 layer = _layer(passed, index)
                 if layer is not None:
                     layer.book.join_attended(call.past, tokens)
+            note_gradients(passed.scored, compressed_layers(None if passed.cache is None else passed.cache()))
+            passed.scored = {}
         self._last = passed
 
     # ---------------------------------------------------------------- what the handle asks

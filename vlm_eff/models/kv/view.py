@@ -132,7 +132,10 @@ class Entries:
         return made.take(self.columns)
 
     def gradient(self, wanted: CacheGradients) -> Tensor:
-        """Gradients with respect to keys and values of the open entries [B, Hkv, N, 2 Dh], keys first; see the need."""
+        """Gradients with respect to keys and values of the open entries [B, Hkv, N, 2 Dh], keys first; see the need.
+
+        With `cross` one number more: the squared length of what comes through keys of other modalities.
+        """
         made = self._cache.book.gradients.get(wanted)
         if made is None:
             raise _not_seen(f"gradients {wanted}", self.layer)
