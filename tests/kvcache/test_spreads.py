@@ -16,6 +16,7 @@ from tests.oracle import attention_rows
 from tests.tiny import row, tiny_inputs, visual_mask
 from vlm_eff import attach
 from vlm_eff.core.cache import CacheRows
+from vlm_eff.importance.allocate import apportion
 from vlm_eff.kvcache import adakv, pyramidkv, vl_cache
 from vlm_eff.kvcache.budget import CacheBudget, Evenly, Spread, layer_counts
 from vlm_eff.kvcache.policy import CachePolicy
@@ -70,6 +71,27 @@ def test_every_total_is_met_within_bounds(name: str, share: float) -> None:
         assert bool((counts >= low[:, None]).all() and (counts <= seen[:, None]).all())
         uneven |= not torch.equal(counts, layer_counts(budget, Evenly(), view, scores, least=3))
     assert uneven, "layers share evenly"
+
+
+def test_no_layer_starves_below_what_is_protected_as_far_as_the_total_reaches() -> None:
+    view, scores = prompt("llava", Evenly())
+    first = torch.tensor([[1.0, *[0.0] * (kit.LAYERS - 1)]]).expand(3, -1)
+    greedy: Any = SimpleNamespace(weights=lambda *_: first)
+    counts = layer_counts(CacheBudget(count=5), greedy, view, scores, least=3)
+    seen = view.entries(0).seen
+    assert counts[:, 0].tolist() == [min(15, int(one)) for one in seen]
+    assert bool((counts[:, 1:] >= 3).all())
+    assert counts.sum(1).tolist() == [5 * kit.LAYERS] * 3
+    assert layer_counts(CacheBudget(count=2), greedy, view, scores, least=3).tolist() == [[2] * kit.LAYERS] * 3
+
+
+@pytest.mark.parametrize("budget", BUDGETS.values(), ids=list(BUDGETS))
+def test_equal_layers_are_what_equal_weights_make(budget: CacheBudget) -> None:
+    view, scores = prompt("llava", Evenly())
+    seen = view.entries(0).seen
+    totals = torch.tensor([budget.total(count, kit.LAYERS, 256) for count in seen.tolist()])
+    wanted = apportion(torch.ones(3, kit.LAYERS, dtype=torch.float64), totals, 0, seen[:, None])
+    assert torch.equal(layer_counts(budget, Evenly(), view, scores, least=3), wanted)
 
 
 @pytest.mark.parametrize("name", RULES)

@@ -111,6 +111,8 @@ def layer_counts(
     totals = torch.tensor([budget.total(count, layers, per_entry) for count in seen.tolist()], device="cpu")
     weights = spread.weights(view, scores, totals)
     if weights is None:
-        weights = torch.ones(len(totals), layers, dtype=torch.float64, device="cpu")
+        # asked at every step of some methods: what `apportion` makes of equal weights, without its exact fractions
+        place = torch.arange(layers, device="cpu")
+        return (totals[:, None] // layers + (place < totals[:, None] % layers)).to(first.key.device)
     low = torch.minimum(seen.clamp(max=least), totals // layers)
     return apportion(weights.cpu(), totals, low[:, None], seen[:, None]).to(first.key.device)
