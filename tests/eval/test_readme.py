@@ -43,6 +43,11 @@ def small_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "".join(f"<!-- {name}:begin --><!-- {name}:end -->\n" for name in readme.pages()[readme.METHODS_PAGE])
     )
     monkeypatch.setattr(readme, "METHODS_PAGE", page)
+    page = tmp_path / "kvcache.md"
+    page.write_text(
+        "".join(f"<!-- {name}:begin --><!-- {name}:end -->\n" for name in readme.pages()[readme.CACHE_PAGE])
+    )
+    monkeypatch.setattr(readme, "CACHE_PAGE", page)
     return path
 
 

@@ -44,6 +44,44 @@ def quality_table(record: Record) -> str:
     return "\n\n".join([*parts, note])
 
 
+def memory_table(record: Record) -> str:
+    """The record of `benchmarks/kv_memory.py`: bytes held, what the process grew by, and the time of a decode step."""
+    lines = [
+        "| cache | type | held | of full | reported | closed form | resident | decode step | ideal |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    missing = []
+    for row in record.result:
+        if "not_measured" in row:
+            missing.append(f"{row['row']} ({row['dtype']}): {row['not_measured']}")
+            continue
+        low, high = row["decode_time_interval"]
+        cells = [f"`{row['row']}`", row["dtype"], _megabytes(row["live_bytes"]), f"{row['live_ratio']:.1%}"]
+        cells += [_off(row["reported_bytes"], row["live_bytes"]), _off(row["closed_form_bytes"], row["live_bytes"])]
+        cells += [_megabytes(row["resident_bytes"]), f"{row['decode_time_ratio']:.2f} [{low:.2f}, {high:.2f}]"]
+        cells.append(f"{row['ideal_time_ratio']:.2f}")
+        lines.append(f"| {' | '.join(cells)} |")
+    config = record.config
+    note = (
+        "Held: storages that can be reached from the cache, each once; of full: against keys and values of all tokens; "
+        "reported by the handle, and by arithmetic: difference to what is held. Resident: what the process grew by "
+        "from before the prompt, one process a row. Decode step: with this cache / with a full DynamicCache, median of "
+        f"{record.n} interleaved pairs [95 %], CPU, ratios only; ideal: weights and cache read / weights and full "
+        f"cache read. Model: {record.model}, {config['visual_tokens']} visual and {config['text_tokens']} text tokens, "
+        f"batch {config['batch']}, {config['threads']} thread(s), {record.device}, {record.date}."
+    )
+    unmeasured = [f"Not measured: {'; '.join(missing)}."] if missing else []
+    return "\n".join([*lines, "", note, *unmeasured])
+
+
+def _megabytes(count: float) -> str:
+    return f"{count / 1e6:.1f} MB"
+
+
+def _off(count: float | None, live: float) -> str:
+    return "-" if count is None else f"{count / live - 1:+.2%}"
+
+
 def _by_column(rows: list[Row], bare: Row, ends: str, columns: tuple[float, ...]) -> str:
     shares = columns is SHARES
     titles = [f"{column:.0%}" if shares else f"{column:g} bits" for column in columns]

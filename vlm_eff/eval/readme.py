@@ -1,4 +1,4 @@
-"""The generated parts of README.md and docs/methods.md: `python -m vlm_eff.eval.readme --write` or `--check`.
+"""The generated parts of README.md and of pages in docs: `python -m vlm_eff.eval.readme --write` or `--check`.
 
 The method table comes from the registry, the results from the committed record, the example's output from running it;
 nobody types a number.
@@ -17,6 +17,7 @@ import typer
 import vlm_eff
 from vlm_eff.core.errors import StateError, explain
 from vlm_eff.eval.catalogue import families_text, method_rows
+from vlm_eff.eval.kv_tables import memory_table, quality_table
 from vlm_eff.eval.loading import quiet_libraries
 from vlm_eff.eval.record import read_record
 from vlm_eff.eval.results import results_page, summary_table
@@ -29,8 +30,11 @@ SPEED_RECORD = Path("benchmarks/results/prefill.json")
 OVERHEAD_RECORD = Path("benchmarks/results/overhead.json")
 TOWERS_RECORD = Path("benchmarks/results/towers.json")
 FEATURES_RECORD = Path("benchmarks/results/features.json")
+KV_MEMORY_RECORD = Path("benchmarks/results/kv_memory.json")
+KV_QUALITY_RECORD = Path("benchmarks/results/kv_quality.json")
 README = ROOT / "README.md"
 METHODS_PAGE = ROOT / "docs" / "methods.md"
+CACHE_PAGE = ROOT / "docs" / "kvcache.md"
 
 
 def pages() -> dict[Path, tuple[str, ...]]:
@@ -38,6 +42,7 @@ def pages() -> dict[Path, tuple[str, ...]]:
     return {
         README: ("output", "methods", "results", "speed"),
         METHODS_PAGE: ("methods", "families", "overhead", "towers", "features"),
+        CACHE_PAGE: ("kv_memory", "kv_quality"),
     }
 
 
@@ -66,6 +71,8 @@ def _part(name: str, text: str) -> str:
         "overhead": (OVERHEAD_RECORD, overhead_table),
         "towers": (TOWERS_RECORD, towers_table),
         "features": (FEATURES_RECORD, features_table),
+        "kv_memory": (KV_MEMORY_RECORD, memory_table),
+        "kv_quality": (KV_QUALITY_RECORD, quality_table),
     }[name]
     record = ROOT / path
     return show(read_record(record)) if record.is_file() else "Not measured yet: `make bench`."

@@ -1,0 +1,66 @@
+"""Records of the cache as tables: every number stands where it belongs."""
+
+from typing import Any
+
+from vlm_eff.eval.kv_tables import memory_table, quality_table
+from vlm_eff.eval.record import Record
+
+
+def record(result: Any, **config: Any) -> Record:
+    return Record("task", "1", "model", {"dtype": "float32", **config}, "CPU", 7, result)
+
+
+def answers(scenes: float, easy: float, ratio: float) -> dict[str, Any]:
+    return {
+        "bytes_ratio": ratio,
+        "entries_ratio": ratio,
+        "accuracy": {"scenes": {"all": scenes}, "easy_vqa": {"all": easy}},
+    }
+
+
+def row(kind: str, label: str, column: float, spec: str, seen: Any, unseen: Any) -> dict[str, Any]:
+    return {"kind": kind, "label": label, "column": column, "spec": spec, "seen": seen, "unseen": unseen}
+
+
+def test_quality_has_a_table_of_shares_and_one_of_bits_for_each_way() -> None:
+    rows = [
+        row("bare", "bare", 0, "bare", answers(0.9, 1, 1), answers(0.9, 1, 1)),
+        row(
+            "evict", "random_evict", 0.5, "random_evict:keep_ratio=0.5", answers(0.1, 0.2, 0.5), answers(0.3, 0.4, 0.5)
+        ),
+        row("evict", "snapkv", 0.5, "snapkv:keep_ratio=0.5", answers(0.7, 0.8, 0.51), answers(0.6, 0.5, 0.51)),
+        row("evict", "snapkv", 0.05, "snapkv:keep_ratio=0.05", answers(0.5, 0.4, 0.09), answers(0.2, 0.1, 0.09)),
+        row("bits", "kivi", 4, "kivi:bits=4", answers(0.85, 0.95, 0.3), answers(0.84, 0.94, 0.3)),
+        row("other", "low", 0, "low:rank=4", answers(0.83, 0.93, 0.2), answers(0.82, 0.92, 0.2)),
+    ]
+    lines = quality_table(record(rows, counts={"scenes": {"all": 5}, "easy_vqa": {"all": 2}})).splitlines()
+    assert "| method | 50% | 20% | 10% | 5% |" in lines and "| method | 8 bits | 4 bits | 2 bits |" in lines
+    seen, unseen = (line for line in lines if line.startswith("| `snapkv`"))
+    assert seen == "| `snapkv` | 70.0 / 80.0 | - | - | 50.0 / 40.0 (9%) |"
+    assert unseen == "| `snapkv` | 60.0 / 50.0 | - | - | 20.0 / 10.0 (9%) |"
+    assert lines.index(seen) < lines.index("| *random_evict* | 10.0 / 20.0 | - | - | - |")
+    assert "| full cache | 90.0 / 100.0 | 90.0 / 100.0 | 90.0 / 100.0 |" in lines
+    assert "| `kivi` | - | 85.0 / 95.0 (30%) | - |" in lines
+    assert "| `low:rank=4` | 82.0 / 92.0 | 20% |" in lines
+    assert "N = 5 questions" in lines[-1]
+
+
+def test_memory_says_how_far_off_reports_are_and_what_is_missing() -> None:
+    made = {
+        "row": "snapkv:keep_ratio=0.1",
+        "dtype": "float32",
+        "live_bytes": 2_000_000,
+        "reported_bytes": 2_010_000,
+        "closed_form_bytes": None,
+        "live_ratio": 0.1,
+        "resident_bytes": 3_000_000,
+        "decode_time_ratio": 0.9,
+        "decode_time_interval": [0.8, 1.0],
+        "ideal_time_ratio": 0.85,
+    }
+    missing = {"row": "QuantizedCache", "dtype": "bfloat16", "not_measured": "no backend"}
+    setting = {"visual_tokens": 2880, "text_tokens": 64, "batch": 1, "threads": 1}
+    shown = memory_table(record([made, missing], **setting))
+    expected = "| 2.0 MB | 10.0% | +0.50% | - | 3.0 MB | 0.90 [0.80, 1.00] | 0.85 |"
+    assert f"| `snapkv:keep_ratio=0.1` | float32 {expected}" in shown
+    assert "Not measured: QuantizedCache (bfloat16): no backend." in shown
