@@ -12,5 +12,5 @@ def entries_behind_prompt(handle: Any, cache: Any) -> dict[int, Entries]:
     """The open entries of every layer."""
     runtime, layers = handle._runtime.cache, compressed_layers(cache)
     book = layers[runtime.layers[0]].book
-    view = runtime._view(layers, book.columns, book.prompt, book.prompt)
+    view = runtime.compressor.view(layers, book.columns, book.prompt, book.prompt)
     return {layer: view.entries(layer) for layer in view.layers}

@@ -51,7 +51,7 @@ def planned(model: Any, inputs: dict[str, Any], plugin: Plugin, **kwargs: Any) -
     """What `plugin` decides when the prompt is over; kwargs of `generate`."""
     made: list[Planned] = []
     with attach(model, plugin) as handle:
-        handle._runtime.cache.plugins = (Spy(plugin, made),)
+        handle._runtime.cache.compressor.plugins = (Spy(plugin, made),)
         with suppress(Enough):
             kit.generate(model, inputs, 2, **kwargs)
     return made[0]

@@ -104,13 +104,13 @@ class Runtime:
     def stats(self) -> Stats:
         made = self.ledger.stats()
         made.towers = self.towers.ledger.reports()
-        made.compressions = list(self.cache.reports)
+        made.compressions = list(self.cache.compressor.reports)
         return made
 
     def reset(self) -> None:
         self.ledger.reset()
         self.towers.ledger.reset()
-        self.cache.reports.clear()
+        self.cache.compressor.reports.clear()
 
     def survivors(self, layer: int) -> list[Tensor]:
         return self.ledger.survivors(layer)
@@ -217,7 +217,7 @@ class Runtime:
         # a call of which nothing is asked: masks are brought to what the cache stores, and that is all
         side = Call(call.entry, call.rows, call.length, call.past, call.device)
         _CALL.set(side)
-        call.passed.scored = self.cache.scorer.score(call, kwargs, self.cache.rotary)
+        call.passed.scored = self.cache.scorer.score(call, kwargs, self.cache.compressor.rotary_of)
 
     # ---------------------------------------------------------------- inside
 

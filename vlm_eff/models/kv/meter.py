@@ -21,6 +21,7 @@ from vlm_eff.core.resources import Resource, check_conflicts
 from vlm_eff.kernels.grouped_attention import attend_groups
 from vlm_eff.models.attach import attach
 from vlm_eff.models.kv.book import Asked, Columns
+from vlm_eff.models.kv.compress import bytes_of
 from vlm_eff.models.kv.layer import CompressedLayer, Packed, compressed_layers
 from vlm_eff.models.kv.runtime import CacheRuntime
 from vlm_eff.models.kv.view import CacheView, looks_at
@@ -95,7 +96,7 @@ class Watched:
     @property
     def bytes(self) -> int:
         """What the full cache held when the prompt was over."""
-        return self._runtime.bytes_of(self.before)
+        return bytes_of(self.before)
 
     @property
     def prompt(self) -> Tensor:
@@ -105,7 +106,7 @@ class Watched:
     def compress(self, policy: Policy) -> dict[int, CompressedLayer]:
         """Copies of the layers, compressed."""
         layers = {index: copied(layer) for index, layer in self.before.items()}
-        self._runtime.rehearse(layers, policy)
+        self._runtime.compressor.rehearse(layers, policy)
         return layers
 
     @torch.no_grad()
@@ -115,7 +116,7 @@ class Watched:
         rows, past = after.book.asked[self._rows], before.get_seq_length()
         full = self._attend(index, rows, (after.keys, after.values, after.positions(), None))
         packed = Packed(compressed.segments, compressed.keys, compressed.values)
-        key, value = packed.dense(self._runtime.rotary(index, self.before))
+        key, value = packed.dense(self._runtime.compressor.rotary_of(index, self.before))
         stored, weight = compressed.positions(), compressed.weights()
         new = after.positions()[:, :, past:].expand(-1, stored.shape[1], -1)
         if weight is not None:
@@ -141,7 +142,7 @@ class Watched:
         """Output [B, H, R, Dh] over keys, values, their positions and what each stands for."""
         key, value, position, weight = stored
         position = position.expand(key.shape[:3])
-        traits = self._runtime.traits(index)
+        traits = self._runtime.compressor.traits[index]
         looks = looks_at(rows, position, self._columns(self.after).real)
         query = rows.query if rows.query.dtype == torch.float64 else rows.query.float()
         bias = torch.zeros(looks.shape, dtype=query.dtype, device=query.device)

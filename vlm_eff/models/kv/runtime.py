@@ -8,7 +8,6 @@ Layer, inside     query rows and sums are noted; a packed cache is attended to g
 
 from __future__ import annotations
 
-import time
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -18,11 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlm_eff.core.cache import PADDING, TEXT, CachePlaces, CacheRows, CacheSite, CacheSums, Compress, LogitSite
+from vlm_eff.core.cache import PADDING, TEXT, CachePlaces, CacheRows, CacheSite, CacheSums, LogitSite
 from vlm_eff.core.errors import StateError, explain
 from vlm_eff.core.handle import Undo
 from vlm_eff.core.plugin import Plugin
-from vlm_eff.core.report import CompressionReport
 from vlm_eff.core.resources import Resource
 from vlm_eff.importance.modality_table import scale_logits
 from vlm_eff.models.adapter import Adapter
@@ -30,14 +28,13 @@ from vlm_eff.models.cache_layer import ensure_layer, is_logical, stored_layer
 from vlm_eff.models.call import Call
 from vlm_eff.models.kv.attend import PackedAttention
 from vlm_eff.models.kv.book import Columns
-from vlm_eff.models.kv.census import changes, stored, take_census
+from vlm_eff.models.kv.compress import Compressor
 from vlm_eff.models.kv.layer import CompressedLayer, Packed, check_layer, compressed_layers, make_compressed
 from vlm_eff.models.kv.observing import note_rows, note_sums, passing
 from vlm_eff.models.kv.places import Rotary
 from vlm_eff.models.kv.scoring import Gradients, Scorer, note_gradients
 from vlm_eff.models.kv.table import ScaledAttention, lines_of, table_of
-from vlm_eff.models.kv.view import CacheView, Entries, Traits, modality_at, open_entries
-from vlm_eff.models.kv.write import carry_out, unchanged
+from vlm_eff.models.kv.view import Traits, modality_at
 from vlm_eff.models.observe import Tapped, tapped_source
 from vlm_eff.models.slots import Slots
 from vlm_eff.models.tap import Instead, install_tap
@@ -68,7 +65,6 @@ class CacheRuntime:
         # packed entries are closed: whoever evicts decides first, in whatever order plugins were given
         self.plugins = tuple(sorted(asked, key=lambda plugin: Resource.CACHE_ENTRIES not in plugin.writes))
         self._table = table_of(plugins)
-        self._again = tuple(p for p in self.plugins if CacheSite("step") in p.sites)
         needs = tuple(dict.fromkeys(need for plugin in self.plugins for need in plugin.needs))
         self._rules = tuple(need for need in needs if isinstance(need, CacheRows))
         self._kinds = tuple(need for need in needs if isinstance(need, CacheSums))
@@ -78,9 +74,8 @@ class CacheRuntime:
         self._members = frozenset(self.layers)
         noting = any(rule.steps for rule in self._rules) or any(kind.steps for kind in self._kinds)
         self._stepping = noting or self._table is not None
-        self._traits: dict[int, Traits] = {}
+        self.compressor = Compressor(adapter, self.plugins, self.layers)
         self._last: Passed | None = None
-        self.reports: list[CompressionReport] = []
 
     @property
     def hooked(self) -> tuple[int, ...]:
@@ -111,95 +106,9 @@ class CacheRuntime:
         layers = compressed_layers(cache)
         lead = layers.get(self.layers[0])
         if lead is not None and lead.get_seq_length() and call.length - call.entry.unverified == 1:
-            self._settle(call, cache, layers, lead)
+            self.compressor.settle(call, layers)
         started = lead if lead is not None and lead.get_seq_length() else None
         call.passed = Passed(self._columns(call, started, position_ids), weakref.ref(cache))
-
-    def _settle(self, call: Call, cache: Any, layers: dict[int, CompressedLayer], lead: CompressedLayer) -> None:
-        record, prompt = lead.book.columns, lead.book.prompt
-        assert record is not None
-        if prompt is not None:
-            for plugin in self.plugins:
-                if CacheSite("prompt") in plugin.sites:
-                    self._compress(call, plugin, CacheSite("prompt"), layers, record, prompt)
-        elif self._again:
-            for plugin in self._again:
-                self._compress(call, plugin, CacheSite("step"), layers, record, call.past)
-        if prompt is not None:
-            for layer in layers.values():
-                layer.book.settle()
-
-    def _compress(
-        self,
-        call: Call,
-        plugin: Plugin,
-        site: CacheSite,
-        layers: dict[int, CompressedLayer],
-        record: Columns,
-        limit: int,
-    ) -> None:
-        """Ask one plugin, carry out what it answers, and note what that saved."""
-        started = time.perf_counter()
-        view = self._view(layers, record, limit, call.past)
-        action = plugin.at(site, view)
-        if not isinstance(action, Compress):
-            return
-        before = self.bytes_of(layers)
-        # not at every decode step: it takes a look at all columns
-        people = take_census(layers.values(), record) if site.when == "prompt" else {}
-        counts = [stored(layer) for layer in layers.values()]
-        if _carry_out(action, view, layers, limit):
-            for layer in layers.values():
-                layer.floor = max(layer.floor, limit)
-            call.compressed = True
-            after = [stored(layer) for layer in layers.values()]
-            host = (time.perf_counter() - started) * 1e3
-            self.reports.append(
-                CompressionReport(
-                    plugin.name, site.when, call.past, tuple(layers), tuple(counts), tuple(after),
-                    before, self.bytes_of(layers), host,
-                    changes(people, take_census(layers.values(), record)) if people else (),
-                )
-            )  # fmt: skip
-
-    def rehearse(self, layers: dict[int, CompressedLayer], plugins: tuple[Plugin, ...]) -> None:
-        """Let plugins compress layers whose prompt is over, as they would before the first decode step; no report.
-
-        Raises:
-            StateError: layers that are not right behind a prompt.
-        """
-        book = layers[self.layers[0]].book
-        if book.columns is None or book.prompt is None:
-            raise StateError(
-                explain("a cache without a fresh prompt", "a cache right after a prompt", "Run the prompt")
-            )
-        for plugin in plugins:
-            view = self._view(layers, book.columns, book.prompt, book.prompt)
-            action = plugin.at(CacheSite("prompt"), view)
-            if isinstance(action, Compress):
-                _carry_out(action, view, layers, book.prompt)
-
-    def traits(self, index: int) -> Traits:
-        """How a layer attended when it last did."""
-        return self._traits[index]
-
-    def rotary(self, index: int, layers: dict[int, CompressedLayer]) -> Rotary | None:
-        """Rotary tables for the entries of one of the layers of a cache; None where nobody needs them."""
-        return self._rotary(index, layers[self.layers[0]].book.columns)
-
-    def _view(self, layers: dict[int, CompressedLayer], record: Columns, limit: int, length: int) -> CacheView:
-        fresh = max(layer.slots.stored for layer in layers.values())
-        entries = partial(self._entries, layers, record, limit)
-        return CacheView(tuple(layers), length, fresh, entries, {}, lambda index: layers[index].open(limit))
-
-    def _entries(self, layers: dict[int, CompressedLayer], record: Columns, limit: int, index: int) -> Entries:
-        context = (self._traits.get(index), self._rotary(index, record))
-        return open_entries(index, layers[index], record, limit, context)
-
-    def _rotary(self, index: int, record: Columns | None) -> Rotary | None:
-        if record is None or record.places is None:
-            return None
-        return Rotary(self._adapter, index, record.places)
 
     # ---------------------------------------------------------------- while layers run
 
@@ -247,8 +156,8 @@ class CacheRuntime:
             scaling = query.shape[-1] ** -0.5
         attention = self._adapter.layers[index].self_attn
         table = None if self._table is None else self._table.to(query.device)
-        self._traits[index] = traits = Traits(scaling, kwargs.get("softcap"), attention, table)
-        rotary = self._rotary(index, passed.record)
+        self.compressor.traits[index] = traits = Traits(scaling, kwargs.get("softcap"), attention, table)
+        rotary = self.compressor.rotary(index, passed.record)
         layer = _layer(passed, index)
         if layer is not None:
             self._observe(call, passed, index, layer, query, key, mask, rotary)
@@ -285,7 +194,7 @@ class CacheRuntime:
             note_rows(layer, rule, query, now, call, passed.masks.get(index), passed.record)
         if kinds:
             dense = key.dense(rotary)[0] if isinstance(key, Packed) else key
-            traits = self._traits[index]
+            traits = self.compressor.traits[index]
             seen = Tapped(query, dense, mask, traits.scaling, traits.softcap, None, None, call.present())
             attention = self._adapter.layers[index].self_attn
             source = tapped_source(seen, attention, rope=True)
@@ -314,16 +223,12 @@ class CacheRuntime:
 
     # ---------------------------------------------------------------- what the handle asks
 
-    def bytes_of(self, layers: dict[int, CompressedLayer]) -> int:
-        """Bytes that the layers hold for their entries."""
-        return sum(layer.bytes for layer in layers.values())
-
     def dense_keys(self, call: Call, index: int) -> Tensor:
         """All keys of a layer that a call found [B, Hkv, S, Dh], unpacked."""
         assert call.passed is not None
         layer = _layer(call.passed, index)
         assert layer is not None
-        return layer.dense_keys(self._rotary(index, call.passed.record))
+        return layer.dense_keys(self.compressor.rotary(index, call.passed.record))
 
     def modalities(self, positions: Tensor) -> Tensor:
         """What stands at logical `positions` [B, Hkv, S] int8 after the last call; -1 for padding and fillers."""
@@ -342,7 +247,9 @@ class CacheRuntime:
                     f"layer {index} without a cache", "a layer of a cache in use", "Call the model with a cache first"
                 )
             )
-        key, value = Packed(layer.segments, layer.keys, layer.values).dense(self._rotary(index, self._last.record))
+        key, value = Packed(layer.segments, layer.keys, layer.values).dense(
+            self.compressor.rotary(index, self._last.record)
+        )
         weight = layer.weights()
         return key, value, None if weight is None else weight.clamp(min=1).log()
 
@@ -353,19 +260,6 @@ def _layer(passed: Passed, index: int) -> CompressedLayer | None:
         return None
     layer = cache.layers[index]
     return layer if isinstance(layer, CompressedLayer) else None
-
-
-def _carry_out(action: Compress, view: CacheView, layers: dict[int, CompressedLayer], limit: int) -> bool:
-    """Write layer by layer, so that at most one layer is there twice; False when everything stays as it is."""
-    changed = False
-    for index in action.layers:
-        entries = view.entries(index)
-        decided = action.store(index)
-        if not unchanged(decided, entries):
-            carry_out(decided, entries, layers[index], limit)
-            changed = True
-        view.forget(index)
-    return changed
 
 
 def _modalities(call: Call, passed: Passed, index: int, count: int) -> Tensor:
