@@ -2,7 +2,8 @@
 
 The model answers once with a full cache; every policy then compresses a copy of what the prompt left, and the queries
 of the answer attend to both. Errors of different layers are apart: each layer sees the inputs of the full cache, so
-they rank policies and tell which layers suffer, and are no forecast of the answer.
+they tell which layers suffer and what a budget or bits change, and are no forecast of the answer: where attention is
+spread out, a random draw moves the output less than the largest weights do, and may still lose what the answer needs.
 """
 
 from __future__ import annotations
