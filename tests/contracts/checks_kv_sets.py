@@ -96,14 +96,14 @@ def kv_needle_is_kept(family: str, plugin: Plugin, window: int = 4) -> None:
     for share in (0.3, 0.6):
         places = [visual_mask(inputs)[index].nonzero()[:, 0] for index in range(2)]
         needle = torch.stack([found[int(len(found) * share)] for found in places])
-        with kv_kit.changed_keys(model, _Planted(needle, window)):
+        with kv_kit.changed_keys(model, Planted(needle, window)):
             record = kv_kit.compressed(model, inputs, plugin)
         for layer, index, head, kept in kv_kit.each(record[-1], model):
             assert int(needle[index]) in kept, f"layer {layer}, row {index}, head {head} lost the needle"
             assert len(kept) < inputs["input_ids"].shape[1], "nothing was evicted"
 
 
-class _Planted:
+class Planted:
     """Makes the key at `needle` [B] such that the last `window` queries of its group look at it and at little else."""
 
     def __init__(self, needle: Tensor, window: int) -> None:

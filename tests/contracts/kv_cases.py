@@ -34,7 +34,7 @@ KV_CASES: dict[str, tuple[Plugin, Plugin]] = {
     "hessian": (hessian(), hessian(keep_ratio=0.4, window=4, form="joint", cross=2.0, centre=True, metric="output")),
     "kivi": (kivi(), kivi(bits=4, group=4, residual=4)),
     "meda": (meda(), meda(keep_ratio=0.5, rows=6, recent_share=0.3, adaptive_share=0.5)),
-    "look_m": (look_m(), look_m(keep_ratio=0.6, recent=0.4)),
+    "look_m": (look_m(), look_m(keep_ratio=0.6, recent_share=0.4)),
     "random_evict": (random_evict(), random_evict(keep_ratio=0.4, seed=3)),
     "saliency_precision": (saliency_precision(), saliency_precision(bits_budget=1.5, window=4, group=4, every=3)),
     "scissorhands": (scissorhands(), scissorhands(keep_count=12, window=5, recent=3, drop=0.25)),

@@ -27,7 +27,6 @@ class Promise:
     rewrites: what is stored is not what the model computed
     chunks:   a prompt in chunks is treated as one prompt
     queries:  rows that are kept beside the entries while decoding
-    relative: how near two ways of computing the same come; farther where codes are rounded
     relative: how close two ways of computing the same come; where numbers are rounded to steps, an addition in another
               order moves some of them to the next step
     definition: the entries that stay, computed anew; None where the method's own tests do that

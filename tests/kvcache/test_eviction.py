@@ -12,7 +12,7 @@ from torch import Tensor
 
 import vlm_eff
 from tests.contracts import kit, kv_kit
-from tests.contracts.checks_kv_sets import _Planted
+from tests.contracts.checks_kv_sets import Planted
 from tests.contracts.kv_kit import FOUR
 from tests.kvcache.open_cache import entries_behind_prompt
 from tests.kvcache.replayed import chosen
@@ -71,7 +71,7 @@ def test_the_neighbours_of_a_needle_rank_next(family: str, pool: Any) -> None:
     model, inputs = kit.model_of(family), tiny_inputs(family, (1, 1))
     needle = torch.stack([row.nonzero()[:, 0][8] for row in visual_mask(inputs)])
     plugin = snapkv(keep_count=4 + 5, window=4, pool=pool)
-    with kv_kit.changed_keys(model, _Planted(needle, 4)):
+    with kv_kit.changed_keys(model, Planted(needle, 4)):
         record = kv_kit.compressed(model, inputs, plugin)
     for _, index, _, kept in kv_kit.each(record[-1], model):
         place, real = int(needle[index]), kv_kit.real_places(inputs, index)

@@ -36,7 +36,7 @@ def test_text_stays_as_far_as_the_budget_goes_and_images_keep_their_order(family
     model, weights = eager(family, inputs)
     visual = visual_mask(inputs)[0]
     count = int((~visual).sum()) + more
-    seen = planned(model, inputs, look_m(keep_count=count, recent=0.0, merge=None))
+    seen = planned(model, inputs, look_m(keep_count=count, recent_share=0.0, merge=None))
     for layer, stored in seen.stored.items():
         mass = weights[layer][0].double().sum(1).view(2, -1, len(visual)).sum(1)
         for head in range(2):
@@ -69,7 +69,7 @@ def targets(entries: Entries, kept: Tensor, idle: Tensor, apart: bool) -> dict[i
 def test_merged_entries_are_the_formula(mixing: Any) -> None:
     inputs = tiny_inputs("llava", (2,))
     model, apart = kit.model_of("llava"), mixing == "counted"
-    plugin = look_m(keep_ratio=0.6, recent=0.3, merge=mixing)
+    plugin = look_m(keep_ratio=0.6, recent_share=0.3, merge=mixing)
     seen = planned(model, inputs, plugin)
     length, merged = inputs["input_ids"].shape[1], 0
     recent = torch.arange(length) >= length - -(-3 * -(-6 * length // 10) // 10)
@@ -144,7 +144,7 @@ def test_merging_equal_entries_is_exact_with_their_number_and_wrong_without(fami
     model, inputs = kit.model_of(family, attn), tiny_inputs(family, (1, 2))
     counted, lost, pivotal = (
         # no text goes, and images are left in front of the window
-        look_m(keep_ratio=0.75, recent=0.2, merge=merge)
+        look_m(keep_ratio=0.75, recent_share=0.2, merge=merge)
         for merge in ("counted", None, "pivotal")
     )
     want = steps(model, inputs, family, True)
@@ -170,7 +170,7 @@ def test_rows_do_not_depend_on_their_neighbours() -> None:
 def test_a_second_merge_counts_what_the_first_one_took_in() -> None:
     """Multiplicities add up over two turns, and any policy can merge."""
     model, inputs = kit.model_of("llava"), tiny_inputs("llava", (2,))
-    plugin = look_m(keep_ratio=0.7, recent=0.2)
+    plugin = look_m(keep_ratio=0.7, recent_share=0.2)
     length = inputs["input_ids"].shape[1]
     with attach(model, plugin) as handle:
         cache = DynamicCache(config=model.config.get_text_config())
@@ -192,7 +192,9 @@ def test_a_second_merge_counts_what_the_first_one_took_in() -> None:
     kit.differs(run.logits, kit.attached_generate(model, inputs, policy).logits)
 
 
-@pytest.mark.parametrize("wrong", [{"merge": "mass"}, {"recent": 1.5}, {"recent": "half"}, {"keep_count": 0}])
+@pytest.mark.parametrize(
+    "wrong", [{"merge": "mass"}, {"recent_share": 1.5}, {"recent_share": "half"}, {"keep_count": 0}]
+)
 def test_arguments_are_checked(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         look_m(**wrong)

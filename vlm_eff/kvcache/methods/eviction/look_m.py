@@ -22,13 +22,13 @@ def look_m(
     keep_ratio: float | None = None,
     keep_count: int | None = None,
     keep_bytes: int | None = None,
-    recent: float = 0.5,
+    recent_share: float = 0.5,
     merge: Merging = "counted",
 ) -> Plugin:
     """Keep text before images, each by the attention it received, and merge evicted image entries into kept ones.
 
     Score    attention received from all queries of the prompt; text ranks before everything visual
-    Budget   the same for every layer and head, a share `recent` of it for the last tokens
+    Budget   the same for every layer and head, a share `recent_share` of it for the last tokens
     Treat    merge: each evicted image entry goes into the kept entry whose key has the largest cosine, layer by layer
              and head by head     When  once after each prompt or turn
     Paper    LOOK-M, arXiv:2406.18139, sections 3.2 and 3.3
@@ -45,17 +45,23 @@ def look_m(
         keep_ratio: fraction of the tokens seen that stays, in (0, 1], rounded up; default 0.2, half of it recent
         keep_count: entries a layer and key head instead
         keep_bytes: bytes of one row's keys and values instead
-        recent: share of the budget that goes to the last tokens; paper 0.1 of 0.2
+        recent_share: fraction of the budget that goes to the last tokens; paper 0.1 of 0.2
         merge: "counted", "pivotal", "average", "weighted", or None to evict
 
     Raises:
         ConfigError: no budget or two, a ratio outside (0, 1], counts that are no whole numbers, an unknown merge.
     """
-    if not is_number(recent) or not 0 <= recent <= 1:
-        raise ConfigError(explain(f"recent={recent!r}", "a share in [0, 1]", "Give the share of the budget"))
+    if not is_number(recent_share) or not 0 <= recent_share <= 1:
+        raise ConfigError(
+            explain(f"recent_share={recent_share!r}", "a share in [0, 1]", "Give the share of the budget")
+        )
     budget = budget_of(keep_ratio, keep_count, keep_bytes, 0.2)
     return CachePolicy(
-        "look_m", TextFirst(Accumulated(steps=False)), budget, protect=Protect(share=recent), treat=treatment(merge)
+        "look_m",
+        TextFirst(Accumulated(steps=False)),
+        budget,
+        protect=Protect(share=recent_share),
+        treat=treatment(merge),
     )
 
 
