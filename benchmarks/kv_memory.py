@@ -156,10 +156,16 @@ def closed_form(row: str, kept: float | None, config: Any, prompt: int, dtype: t
     """What the bytes must be by arithmetic, where that is one line; the last steps are never compressed."""
     if row == "DynamicCache":
         return bare_form(config, prompt + STEPS, dtype)
-    if "keep_ratio" not in row or kept is None:
+    if kept is None or not row.startswith(("random_evict", "snapkv", "kivi")):
         return None
     # each kept entry of the prompt has a position of four bytes
     positions = 4 * config.num_hidden_layers * config.num_key_value_heads * (kept - STEPS)
+    if row.startswith("kivi"):
+        # the prompt is a multiple of the residual: all of it is packed, a scale and a minimum for 32 numbers
+        assert prompt % 128 == 0
+        bits = int(row.rpartition("=")[2]) + 2 * 8 * dtype.itemsize / 32
+        packed = bare_form(config, prompt, dtype) * bits / (8 * dtype.itemsize)
+        return round(packed + bare_form(config, STEPS, dtype) + positions)
     return round(bare_form(config, round(kept), dtype) + positions)
 
 
