@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from vlm_eff.eval.kv_tables import memory_table, quality_table
+from vlm_eff.eval.kv_tables import cache_summary, memory_table, quality_table
 from vlm_eff.eval.record import Record
 
 
@@ -42,6 +42,26 @@ def test_quality_has_a_table_of_shares_and_one_of_bits_for_each_way() -> None:
     assert "| full cache | 90.0 / 100.0 | 90.0 / 100.0 | 90.0 / 100.0 |" in lines
     assert "| `kivi` | - | 85.0 / 95.0 (30%) | - |" in lines
     assert "| `low:rank=4` | 82.0 / 92.0 | 20% |" in lines
+    assert "N = 5 questions" in lines[-1]
+
+
+def test_the_short_table_has_both_ways_side_by_side() -> None:
+    rows = [
+        row("bare", "bare", 0, "bare", answers(0.9, 1, 1), answers(0.8, 1, 1)),
+        row("evict", "random_evict", 0.5, "random_evict", answers(0.1, 0.2, 0.5), answers(0.3, 0.4, 0.5)),
+        row("evict", "snapkv", 0.5, "snapkv", answers(0.7, 0.8, 0.5), answers(0.6, 0.5, 0.5)),
+        row("evict", "snapkv", 0.1, "snapkv", answers(0.2, 0.8, 0.1), answers(0.2, 0.5, 0.1)),
+        row("bits", "kivi", 2, "kivi", answers(0.85, 0.95, 0.3), answers(0.84, 0.94, 0.3)),
+        row("other", "low", 0, "low:rank=4", answers(0.83, 0.93, 0.2), answers(0.82, 0.92, 0.2)),
+    ]
+    lines = cache_summary(record(rows, counts={"scenes": {"all": 5}, "easy_vqa": {"all": 2}})).splitlines()
+    assert lines[0].startswith("| method | 50%, seen | 50%, unseen | 20%, seen |")
+    assert lines[2] == "| full cache | 90.0 | 80.0 | 90.0 | 80.0 | 90.0 | 80.0 | 90.0 | 80.0 |"
+    assert lines[3:6] == [
+        "| `kivi` | - | - | - | - | - | - | 85.0 | 84.0 |",
+        "| `snapkv` | 70.0 | 60.0 | - | - | - | - | - | - |",
+        "| *random_evict* | 10.0 | 30.0 | - | - | - | - | - | - |",
+    ]
     assert "N = 5 questions" in lines[-1]
 
 

@@ -10,6 +10,8 @@ from vlm_eff.eval.record import Record
 Row = dict[str, Any]
 # what is kept beyond the share that was asked by more than this is said beside the number
 _SAID = 0.02
+# what the README shows of shares and bits
+_SHORT = (("evict", 0.5), ("evict", 0.2), ("bits", 4), ("bits", 2))
 _WAYS = {
     "seen": "Question seen: the cache is compressed behind the question, before the first token of the answer",
     "unseen": "Question unseen: the cache is compressed behind the picture, and then the question comes",
@@ -42,6 +44,34 @@ def quality_table(record: Record) -> str:
         f"{record.device}, {record.date}."
     )
     return "\n\n".join([*parts, note])
+
+
+def cache_summary(record: Record) -> str:
+    """The record of `benchmarks/kv_quality.py` in short: scenes at two shares and at two widths, asked in both ways."""
+    columns = [(kind, column, ends) for kind, column in _SHORT for ends in _WAYS]
+    cells = {(row["label"], row["kind"], row["column"], end): row[end] for row in record.result for end in _WAYS}
+    labels = sorted(
+        {row["label"] for row in record.result if row["kind"] in ("evict", "bits")}, key=lambda x: (_is_baseline(x), x)
+    )
+    titles = [f"{column:.0%}" if kind == "evict" else f"{column:g} bits" for kind, column in _SHORT]
+    lines = ["| method | " + " | ".join(f"{title}, {ends}" for title in titles for ends in _WAYS) + " |"]
+    lines.append("|" + "---|" * (1 + len(columns)))
+    bare = [_scenes(cells[("bare", "bare", 0, ends)]) for _, _, ends in columns]
+    lines.append(f"| full cache | {' | '.join(bare)} |")
+    for label in labels:
+        shown = [_scenes(cells.get((label, kind, column, ends))) for kind, column, ends in columns]
+        lines.append(f"| {f'*{label}*' if _is_baseline(label) else f'`{label}`'} | {' | '.join(shown)} |")
+    count = record.config["counts"]["scenes"]["all"]
+    note = (
+        "Exact match in per cent on held-out scenes, with so much of the prompt's entries or so many bits; the cache "
+        f'is compressed behind the question ("seen") or behind the picture ("unseen"). N = {count} questions. '
+        f"{record.model}, {record.config['dtype']}, {record.device}, {record.date}."
+    )
+    return "\n".join([*lines, "", note])
+
+
+def _scenes(found: Row | None) -> str:
+    return "-" if found is None else f"{100 * found['accuracy']['scenes']['all']:.1f}"
 
 
 def memory_table(record: Record) -> str:

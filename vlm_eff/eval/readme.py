@@ -17,7 +17,7 @@ import typer
 import vlm_eff
 from vlm_eff.core.errors import StateError, explain
 from vlm_eff.eval.catalogue import families_text, method_rows
-from vlm_eff.eval.kv_tables import memory_table, quality_table
+from vlm_eff.eval.kv_tables import cache_summary, memory_table, quality_table
 from vlm_eff.eval.loading import quiet_libraries
 from vlm_eff.eval.record import read_record
 from vlm_eff.eval.results import results_page, summary_table
@@ -40,7 +40,7 @@ CACHE_PAGE = ROOT / "docs" / "kvcache.md"
 def pages() -> dict[Path, tuple[str, ...]]:
     """Every page with generated parts, and the names of their markers."""
     return {
-        README: ("output", "methods", "results", "speed"),
+        README: ("output", "methods", "results", "kv", "speed"),
         METHODS_PAGE: ("methods", "families", "overhead", "towers", "features"),
         CACHE_PAGE: ("kv_memory", "kv_quality"),
     }
@@ -71,6 +71,7 @@ def _part(name: str, text: str) -> str:
         "overhead": (OVERHEAD_RECORD, overhead_table),
         "towers": (TOWERS_RECORD, towers_table),
         "features": (FEATURES_RECORD, features_table),
+        "kv": (KV_QUALITY_RECORD, cache_summary),
         "kv_memory": (KV_MEMORY_RECORD, memory_table),
         "kv_quality": (KV_QUALITY_RECORD, quality_table),
     }[name]
