@@ -45,7 +45,7 @@ KV_CASES: dict[str, tuple[Plugin, Plugin]] = {
     "visual_quant": (visual_quant(), visual_quant(bits=2, outliers=0.1)),
     "zipvl_kv": (zipvl_kv(), zipvl_kv(high_bits=8, keep_mass=0.7, recent=5, random=4, every=3)),
     "adakv": (adakv(), adakv(keep_ratio=0.5, window=4, kernel=3)),
-    "prefixkv": (prefixkv(), prefixkv(keep_ratio=0.4, sinks=2)),
+    "prefixkv": (prefixkv(), prefixkv(keep_ratio=0.4, sinks=2, normalise="none")),
     "pyramidkv": (pyramidkv(), pyramidkv(keep_ratio=0.4, window=4)),
     "vl_cache": (vl_cache(), vl_cache(keep_ratio=0.4, recent_share=0.2)),
 }

@@ -26,6 +26,7 @@ print("12.0 ms on the host")
 a stale table
 <!-- output:end -->
 <!-- results:begin --><!-- results:end -->
+<!-- kv:begin --><!-- kv:end -->
 <!-- speed:begin --><!-- speed:end -->
 <!-- methods:begin --><!-- methods:end -->
 end

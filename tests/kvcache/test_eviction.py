@@ -189,7 +189,7 @@ REFUSED: dict[str, dict[str, Any]] = {
     "pyramidkv": {"beta": 0.5, "adaptive_share": -0.1, "window": -1, "kernel": 2},
     "adakv": {"floor": 1.1, "kernel": 0, "rows": "image"},
     "vl_cache": {"recent_share": -1, "threshold": 2, "rows": 0, "adaptive_share": 2, "head_adaptive": "yes"},
-    "prefixkv": {"sinks": -1, "adaptive_share": "all"},
+    "prefixkv": {"sinks": -1, "adaptive_share": "all", "normalise": "sum"},
 }
 
 
