@@ -38,12 +38,20 @@ def test_scores_are_those_of_eager_attention(family: str, chunk: int | None) -> 
     seen = planned(model, inputs, entropy(keep_ratio=0.4), **({} if chunk is None else {"prefill_chunk_size": chunk}))
     for layer in (1, 4):
         entries = seen.entries[layer]
-        plain, both = ModalityEntropy()(entries), ModalityEntropy(0.1)(entries)
+        plain, both = ModalityEntropy()(entries), ModalityEntropy(0.1, faithful=True)(entries)
+        ours = ModalityEntropy(0.1)(entries)
         for index in range(2):
             there = real[index]
             want, mass = (one[:, there] for one in parts(weights[layer][index], there, visual[index]))
             joined = mass / mass.sum(1, keepdim=True) + 0.1 * want / torch.log(torch.tensor(2.0))
             torch.testing.assert_close(both[index][:, there].double(), joined, atol=1e-5, rtol=1e-4)
+            # the first of n entries was seen by n queries, the last by one
+            count = int(there.sum())
+            mean = mass / torch.arange(count, 0, -1)
+            bonus = 0.1 * want / torch.log(torch.tensor(2.0))
+            joined = mean / mean.mean(1, keepdim=True) + bonus
+            got = ours[index][:, there].double() * count
+            torch.testing.assert_close(got, joined, atol=1e-4, rtol=1e-4)
             for kind in (False, True):
                 inside = (visual[index] == kind)[there]
                 order = plain[index][:, there][:, inside].argsort(1, descending=True)
@@ -57,9 +65,9 @@ def test_no_weight_ranks_by_mass_and_text_after_the_image_has_no_entropy() -> No
     last = int(visual_mask(inputs)[0].nonzero()[-1])
     for entries in seen.entries.values():
         mass = entries.sums(CacheSums("modality")).got.sum(-1)
-        order = ModalityEntropy(0.0)(entries).argsort(2, descending=True)
+        order = ModalityEntropy(0.0, faithful=True)(entries).argsort(2, descending=True)
         assert (mass.gather(2, order).diff(dim=2) <= 1e-5).all()
-        bonus = ModalityEntropy(1.0)(entries) - ModalityEntropy(0.0)(entries)
+        bonus = ModalityEntropy(1.0, faithful=True)(entries) - ModalityEntropy(0.0, faithful=True)(entries)
         assert not bonus[:, :, last + 1 :].any()
         assert bonus[:, :, 1:last].max() > 0.1
 

@@ -77,13 +77,13 @@ def entropy_scores(means: Tensor, modality: Tensor, present: Tensor) -> Tensor:
 
 
 def regularised_scores(
-    means: Tensor, mass: Tensor, present: Tensor, weight: float = 0.1, kinds: Tensor | None = None
+    means: Tensor, mass: Tensor, present: Tensor, weight: float | Tensor = 0.1, kinds: Tensor | None = None
 ) -> Tensor:
     """Share of the mass plus `weight` times the entropy as a fraction of ln M [B, Hkv, S] float32.
 
-    mass: [B, Hkv, S], its shares are taken among what is present; weight 0 ranks by mass alone. kinds: [B] how many
-    modalities of queries each sequence has, where that is fewer than M. Entropy alone knows nothing of mass: an entry
-    that nobody uses can be used equally little by all.
+    mass: [B, Hkv, S], its shares are taken among what is present; weight: a number or [B, Hkv, 1], 0 ranks by mass
+    alone; kinds: [B] how many modalities of queries each sequence has, where that is fewer than M. Entropy alone knows
+    nothing of mass: an entry that nobody uses can be used equally little by all.
     """
     there = (present if present.dim() == 3 else present[:, None]).expand(mass.shape)
     share = shares(mass.flatten(0, 1), there.flatten(0, 1)).view(mass.shape)

@@ -11,7 +11,7 @@ from vlm_eff.core.config import part
 from vlm_eff.core.errors import ConfigError, explain
 from vlm_eff.core.plugin import Observation
 from vlm_eff.importance.entry_order import lexicographic
-from vlm_eff.importance.keep import is_number
+from vlm_eff.importance.keep import check_choice, is_number
 from vlm_eff.importance.modality_entropy import entropy_scores, regularised_scores
 from vlm_eff.kvcache.scores import EntryScore
 from vlm_eff.models.kv.view import Entries
@@ -41,15 +41,19 @@ class ModalityEntropy:
     """How evenly the modalities of queries use an entry: entropy of their mean attention.
 
     regularised: None ranks by the entropy alone, inside each modality of entries; a number adds that much of the
-                 entropy, as a fraction of its maximum, to the entry's share of all attention
+                 entropy, as a fraction of its maximum, to the attention that the entry received from a query that could
+                 look, in multiples of the mean entry's
+    faithful:    add it to the entry's share of all attention instead, as it is written down
     sums: whose attention; decode steps are text
     """
 
     regularised: float | None = None
     sums: CacheSums = field(default_factory=lambda: CacheSums("modality"))
+    faithful: bool = False
 
     def __post_init__(self) -> None:
         given = self.regularised
+        check_choice("faithful", self.faithful, (False, True))
         if given is not None and (not is_number(given) or given < 0):
             raise ConfigError(explain(f"weight={given!r}", "a number of at least 0", "Give the weight of the entropy"))
         if self.sums.kind != "modality":
@@ -67,4 +71,9 @@ class ModalityEntropy:
         if self.regularised is None:
             return entropy_scores(means, entries.modality, entries.present)
         kinds = (queries > 0).sum(1)
-        return regularised_scores(means, sums.got.sum(-1), entries.present, self.regularised, kinds)
+        mass, weight = sums.got.sum(-1), means.new_full((1, 1, 1), self.regularised)
+        if not self.faithful:
+            mass = mass / sums.looks.sum(-1).clamp(min=1)
+            # a share of all is small where there are many: in multiples of the mean share the weight means the same
+            weight = weight / entries.present.sum(2, keepdim=True).clamp(min=1)
+        return regularised_scores(means, mass, entries.present, weight, kinds)
