@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import gc
-import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -298,23 +297,10 @@ def kv_threads_do_not_meet(family: str, plugin: Plugin, rounds: int = 4) -> None
     prompts = [tiny_inputs(family, (1,), seed=1), tiny_inputs(family, (2, 1), seed=2)]
     with attach(model, plugin):
         wanted = [Talk(model, inputs).decode(3).said for inputs in prompts]
-    wrong: list[str] = []
-    gate = threading.Barrier(2)
 
-    def work(index: int) -> None:
-        gate.wait()
-        for _ in range(rounds):
-            try:
-                said = Talk(model, prompts[index]).decode(3).said
-                if not all(torch.equal(one, other) for one, other in zip(said, wanted[index], strict=True)):
-                    wrong.append(f"thread {index}: wrong logits")
-            except Exception as error:
-                wrong.append(f"thread {index}: {error!r}")
+    def right(index: int) -> bool:
+        said = Talk(model, prompts[index]).decode(3).said
+        return all(torch.equal(one, other) for one, other in zip(said, wanted[index], strict=True))
 
     with attach(model, plugin):
-        threads = [threading.Thread(target=work, args=(index,)) for index in (0, 1)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    assert not wrong, wrong[0]
+        kit.meet(right, rounds)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import threading
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -208,22 +207,5 @@ def threads_do_not_meet(family: str, plugin: Plugin, rounds: int = 6) -> None:
     model = kit.model_of(family)
     prompts = [tiny_inputs(family, (1,), seed=1), tiny_inputs(family, (2, 1), seed=2)]
     wanted = [kit.attached(model, inputs, plugin).logits for inputs in prompts]
-    wrong: list[str] = []
-    gate = threading.Barrier(2)
-
-    def work(index: int) -> None:
-        gate.wait()
-        for _ in range(rounds):
-            try:
-                if not torch.equal(kit.bare(model, prompts[index]), wanted[index]):
-                    wrong.append(f"thread {index}: wrong logits")
-            except Exception as error:
-                wrong.append(f"thread {index}: {error!r}")
-
     with attach(model, plugin):
-        threads = [threading.Thread(target=work, args=(index,)) for index in (0, 1)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    assert not wrong, wrong[0]
+        kit.meet(lambda index: torch.equal(kit.bare(model, prompts[index]), wanted[index]), rounds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -268,3 +269,25 @@ def _windows(tile: list[tuple[int, int, int]], keep: Any) -> list[tuple[int, lis
         off = [(cell[1] - middle[0]) ** 2 + (cell[2] - middle[1]) ** 2 for cell in members]
         made.append((members[off.index(min(off))][0], [cell[0] for cell in members]))
     return made
+
+
+def meet(right: Callable[[int], bool], rounds: int) -> None:
+    """Two threads do the same again and again at one time; `right(number)` says whether one got what it should."""
+    wrong: list[str] = []
+    gate = threading.Barrier(2)
+
+    def work(index: int) -> None:
+        gate.wait()
+        for _ in range(rounds):
+            try:
+                if not right(index):
+                    wrong.append(f"thread {index}: wrong logits")
+            except Exception as error:
+                wrong.append(f"thread {index}: {error!r}")
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong, wrong[0]

@@ -23,7 +23,7 @@ from vlm_eff.models.cache_layer import LogicalLayer
 KV, MODELS = "vlm_eff.models.kv", "vlm_eff.models"
 LAYER, LOGICAL = f"{KV}.layer.CompressedLayer", f"{MODELS}.cache_layer.LogicalLayer"
 MASK, SLOTS, PICK = f"{MODELS}.translate.mask_of_heads", f"{MODELS}.slots.Slots", f"{KV}.write._pick"
-ENTRIES, HARDEST, RANDOM = f"{KV}.runtime.open_entries", HARD["snapkv"], HARD["random_evict"]
+ENTRIES, HARDEST, RANDOM = f"{KV}.compress.open_entries", HARD["snapkv"], HARD["random_evict"]
 
 
 def touches_keys(original: Any) -> Any:
@@ -217,10 +217,10 @@ KV_SABOTEURS: dict[str, Saboteur] = {
         f"{MODELS}.ledger._kv_bytes", after(lambda made: (made[1], made[1])),
         caches.kv_reported_bytes_are_live, ("llava", HARDEST)),
     "evicted entries stay in memory": Saboteur(
-        f"{KV}.runtime.carry_out", stays_in_memory,
+        f"{KV}.compress.carry_out", stays_in_memory,
         caches.kv_reported_bytes_are_live, ("llava", HARDEST)),
     "evicted entries are held elsewhere": Saboteur(
-        f"{KV}.runtime.carry_out", held_elsewhere, caches.kv_evicted_memory_is_freed, ("llava", HARDEST)),
+        f"{KV}.compress.carry_out", held_elsewhere, caches.kv_evicted_memory_is_freed, ("llava", HARDEST)),
     "every query head has entries of its own": Saboteur(
         f"{LAYER}.positions", after(lambda positions: positions.repeat_interleave(2, 1)),
         caches.kv_groups_share_entries, ("llava", RANDOM)),

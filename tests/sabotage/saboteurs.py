@@ -45,7 +45,7 @@ class Saboteur:
 LLAVA_RIGHT = ("llava", HARD["fastv"], (1, 2, 0), "right")
 ZIPVL = BYPASS_CASES["zipvl_attention"][1]
 MODELS, CORE, TOKENS = "vlm_eff.models", "vlm_eff.core", "vlm_eff.tokens"
-MASK, SLOTS, LAYER = f"{MODELS}.runtime.map_mask", f"{MODELS}.slots.Slots", f"{MODELS}.cache_layer.LogicalLayer"
+MASK, SLOTS, LAYER = f"{MODELS}.translate.map_mask", f"{MODELS}.slots.Slots", f"{MODELS}.cache_layer.LogicalLayer"
 MAP, GUARD = f"{MODELS}.token_map.TokenMap", f"{MODELS}.cache_layer.GuardedLayer"
 
 SABOTEURS: dict[str, Saboteur] = {

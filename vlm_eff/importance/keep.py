@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -42,15 +43,7 @@ class Keep:
 
     def __post_init__(self) -> None:
         named = {"keep_ratio": self.ratio, "keep_count": self.count, "keep_mass": self.mass, "rule": self.rule}
-        given = {name: value for name, value in named.items() if value is not None}
-        if len(given) != 1:
-            raise ConfigError(
-                explain(
-                    " and ".join(f"{name}={value}" for name, value in given.items()) or "no keep_ratio or keep_count",
-                    "exactly one of " + ", ".join(named),
-                    "Give keep_ratio in (0, 1], keep_count of at least 1, or keep_mass in (0, 1]",
-                )
-            )
+        check_one(named, "Give keep_ratio in (0, 1], keep_count of at least 1, or keep_mass in (0, 1]")
         if self.mass is not None:
             Mass(self.mass)
         check_ratio("keep_ratio", self.ratio)
@@ -118,6 +111,14 @@ class Keep:
 def is_number(value: object) -> bool:
     """True for a finite int or float that is no bool."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def check_one(named: Mapping[str, object], todo: str) -> None:
+    """Raise `ConfigError`, with `todo` for advice, unless exactly one of the named values is given."""
+    given = {name: value for name, value in named.items() if value is not None}
+    if len(given) != 1:
+        got = " and ".join(f"{name}={value}" for name, value in given.items()) or "no keep_ratio or keep_count"
+        raise ConfigError(explain(got, "exactly one of " + ", ".join(named), todo))
 
 
 def check_ratio(name: str, value: float | None) -> None:

@@ -14,7 +14,7 @@ from vlm_eff.core.config import part
 from vlm_eff.core.errors import ConfigError, explain
 from vlm_eff.core.plugin import Observation
 from vlm_eff.importance.allocate import apportion
-from vlm_eff.importance.keep import check_ratio
+from vlm_eff.importance.keep import check_one, check_ratio
 from vlm_eff.models.kv.view import CacheView
 
 _SLACK = 1e-9
@@ -35,15 +35,7 @@ class CacheBudget:
 
     def __post_init__(self) -> None:
         named = {"keep_ratio": self.ratio, "keep_count": self.count, "keep_bytes": self.bytes}
-        given = {name: value for name, value in named.items() if value is not None}
-        if len(given) != 1:
-            raise ConfigError(
-                explain(
-                    " and ".join(f"{name}={value}" for name, value in given.items()) or "no budget",
-                    "exactly one of " + ", ".join(named),
-                    "Give keep_ratio in (0, 1], keep_count, or keep_bytes",
-                )
-            )
+        check_one(named, "Give keep_ratio in (0, 1], keep_count, or keep_bytes")
         check_ratio("keep_ratio", self.ratio)
         for name in ("keep_count", "keep_bytes"):
             value = named[name]
