@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -135,6 +135,13 @@ def check_whole(name: str, value: object, least: int = 1) -> None:
     """Raise `ConfigError` unless `value` is a whole number of at least `least`."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ConfigError(explain(f"{name}={value!r}", f"a whole number of at least {least}", f"Correct {name}"))
+
+
+def check_several(name: str, values: object, accepted: str) -> tuple[Any, ...]:
+    """The values as a tuple; `ConfigError`, with what is accepted, for something that is no list."""
+    if isinstance(values, str) or not isinstance(values, Sequence):
+        raise ConfigError(explain(f"{name}={values!r}", accepted, f"Give a list for {name}"))
+    return tuple(values)
 
 
 def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:

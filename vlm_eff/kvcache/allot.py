@@ -13,7 +13,7 @@ from vlm_eff.core.config import part
 from vlm_eff.core.errors import ConfigError, explain
 from vlm_eff.core.plugin import Observation
 from vlm_eff.importance.adaptive import mass_count
-from vlm_eff.importance.keep import check_ratio, is_number
+from vlm_eff.importance.keep import check_choice, check_ratio, is_number
 from vlm_eff.importance.precision import allocate_bits, check_levels, threshold_bits
 from vlm_eff.importance.select import top_k
 from vlm_eff.models.kv.view import Entries
@@ -99,6 +99,7 @@ class BySaliency:
 
     def __post_init__(self) -> None:
         check_levels(self.levels)
+        check_choice("per_head", self.per_head, (True, False))
         if self.rule not in ("mean", "tau", "share") or not is_number(self.value) or self.value < 0:
             got = f"{self.rule!r} with {self.value!r}"
             raise ConfigError(explain(got, "'mean', 'tau' or 'share' with a number of at least 0", "Correct it"))

@@ -18,7 +18,7 @@ from vlm_eff.core.config import part
 from vlm_eff.core.errors import ConfigError, explain
 from vlm_eff.core.plugin import BindContext, Observation, Plugin
 from vlm_eff.core.resources import Resource
-from vlm_eff.importance.keep import check_whole
+from vlm_eff.importance.keep import check_several, check_whole
 from vlm_eff.kernels.format import Format
 from vlm_eff.kvcache.policy import check_cache
 from vlm_eff.models.kv.quantised import InBits
@@ -176,9 +176,9 @@ def in_bits(
     Raises:
         ConfigError: a width, an axis or a fraction that does not exist.
     """
-    if isinstance(axis, str) or len(tuple(axis)) != 2:
-        got = f"axis {axis!r}"
-        raise ConfigError(explain(got, "two of 'channel' and 'token', for keys and for values", "Name both"))
+    accepted = "two of 'channel' and 'token', for keys and for values"
+    if len(check_several("axis", axis, accepted)) != 2:
+        raise ConfigError(explain(f"axis={axis!r}", accepted, "Name both"))
     if bits in (0, EXACT_BITS) and not isinstance(bits, bool):
         return "exact" if bits else "evict"
     factors = SHRUNK if shrunk and bits == 1 else (1.0, 1.0)

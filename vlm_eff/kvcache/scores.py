@@ -14,7 +14,7 @@ from vlm_eff.core.errors import ConfigError, explain
 from vlm_eff.core.plugin import Observation
 from vlm_eff.importance.column_sums import Normalise
 from vlm_eff.importance.entry_scores import last_row, pooled, received, unread
-from vlm_eff.importance.keep import check_choice
+from vlm_eff.importance.keep import check_choice, check_whole
 from vlm_eff.models.kv.view import Entries
 
 
@@ -54,6 +54,9 @@ class Noise:
 
     seed: int = 0
     per_head: bool = True
+
+    def __post_init__(self) -> None:
+        check_whole("seed", self.seed, 0)
 
     @property
     def needs(self) -> tuple[Observation, ...]:

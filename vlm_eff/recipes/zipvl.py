@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from vlm_eff.core.recipe import Recipe
 from vlm_eff.core.registry import method
+from vlm_eff.importance.keep import check_several, check_whole
 from vlm_eff.kvcache.allot import Attended
 from vlm_eff.kvcache.formats import Axes
-from vlm_eff.kvcache.methods.precision.zipvl_kv import mixed, two_tiers
+from vlm_eff.kvcache.methods.precision.zipvl_kv import PAIR, mixed, two_tiers
 from vlm_eff.tokens import zipvl_attention
 
 
@@ -52,7 +53,8 @@ def zipvl(
     Raises:
         ConfigError: a fraction, width or axis that does not exist.
     """
-    pairs = tuple((high_bits, low_bits) if visual_bits is None else visual_bits)
+    check_whole("seed", seed, 0)
+    pairs = (high_bits, low_bits) if visual_bits is None else check_several("visual_bits", visual_bits, PAIR)
     tiers = two_tiers((high_bits, low_bits), pairs, text_axis, visual_axis, outliers)
     attention = zipvl_attention(keep_mass, recent=recent, random=random, seed=seed)
     return Recipe("zipvl", (attention, mixed("zipvl_kv", tiers, Attended(), keep_mass, every)))

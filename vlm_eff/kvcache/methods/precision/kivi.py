@@ -5,7 +5,7 @@ from __future__ import annotations
 from vlm_eff.core.errors import ConfigError, explain
 from vlm_eff.core.plugin import Plugin
 from vlm_eff.core.registry import method
-from vlm_eff.importance.keep import check_whole
+from vlm_eff.importance.keep import check_choice, check_whole
 from vlm_eff.kvcache.formats import Axes, CacheFormats, Tier, in_bits
 
 
@@ -47,6 +47,7 @@ def kivi(
     Raises:
         ConfigError: a width, axis or fraction that does not exist, a residual that is no multiple of the group.
     """
+    check_choice("bits", bits, (1, 2, 4, 8, 16))
     check_whole("group", group)
     check_whole("residual", residual)
     if residual % group:

@@ -9,7 +9,7 @@ from vlm_eff.core.cache import CacheRows
 from vlm_eff.core.errors import ConfigError, explain
 from vlm_eff.core.plugin import Plugin
 from vlm_eff.core.registry import method
-from vlm_eff.importance.keep import check_whole
+from vlm_eff.importance.keep import check_several, check_whole
 from vlm_eff.kvcache.allot import BySaliency
 from vlm_eff.kvcache.formats import Axes, CacheFormats, Tier, in_bits
 
@@ -64,10 +64,11 @@ def saliency_precision(
         got = f"bits_budget={bits_budget!r}, tau={tau!r} and high_share={high_share!r}"
         raise ConfigError(explain(got, "one of the three", "Give a budget, a threshold or a share"))
     rule: Literal["mean", "tau", "share"]
+    widths = check_several("levels", levels, "ascending widths among 0, 1, 2, 4, 8 and 16")
     rule, value = chosen[0] if chosen else ("mean", 3.0)  # type: ignore[assignment]
-    allot = BySaliency(CacheRows("last", window, steps=every is not None), tuple(levels), rule, float(value), per_head)
+    allot = BySaliency(CacheRows("last", window, steps=every is not None), widths, rule, value, per_head)
     tiers = tuple(
         Tier(in_bits(bits, text_axis, group, outliers), in_bits(bits, visual_axis or text_axis, group, outliers))
-        for bits in levels
+        for bits in widths
     )
     return CacheFormats("saliency_precision", tiers, allot, every=every)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from vlm_eff.core.plugin import Plugin
 from vlm_eff.core.registry import method
+from vlm_eff.importance.keep import check_choice
 from vlm_eff.kvcache.formats import Axes, CacheFormats, Tier, in_bits
 
 
@@ -29,4 +30,5 @@ def visual_quant(bits: int = 1, axis: Axes = ("channel", "channel"), outliers: f
     Raises:
         ConfigError: a width, axis or fraction that does not exist.
     """
+    check_choice("bits", bits, (1, 2, 4, 8))
     return CacheFormats("visual_quant", (Tier("exact", in_bits(bits, axis, None, outliers, shrunk=True)),))

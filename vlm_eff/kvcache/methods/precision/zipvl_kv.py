@@ -8,7 +8,7 @@ from vlm_eff.core.cache import CacheRows
 from vlm_eff.core.errors import ConfigError, explain
 from vlm_eff.core.plugin import Plugin
 from vlm_eff.core.registry import method
-from vlm_eff.importance.keep import check_whole
+from vlm_eff.importance.keep import check_choice, check_several, check_whole
 from vlm_eff.kvcache.allot import ByMass
 from vlm_eff.kvcache.formats import Allotment, Axes, CacheFormats, Tier, in_bits
 
@@ -61,7 +61,8 @@ def zipvl_kv(
     check_whole("recent", recent)
     check_whole("random", random, 0)
     probes = ByMass(CacheRows("last", recent, random=random, seed=seed), keep_mass)
-    pairs = tuple((high_bits, low_bits) if visual_bits is None else visual_bits)
+    check_whole("seed", seed, 0)
+    pairs = (high_bits, low_bits) if visual_bits is None else check_several("visual_bits", visual_bits, PAIR)
     tiers = two_tiers((high_bits, low_bits), pairs, text_axis, visual_axis, outliers)
     return mixed("zipvl_kv", tiers, probes, keep_mass, every)
 
@@ -72,15 +73,18 @@ def mixed(name: str, tiers: tuple[Tier, Tier], allot: Allotment, keep_mass: floa
     return CacheFormats(name, tiers, allot, None if every is None else later, every=every)
 
 
+PAIR = "two widths, the second one smaller"
+
+
 def two_tiers(
     text: tuple[int, int], visual: Sequence[int], text_axis: Axes, visual_axis: Axes | None, outliers: float
 ) -> tuple[Tier, Tier]:
     """The tiers of important entries and of others, in ZipCache's groups; text, visual: high and low bits."""
     for pair in (text, visual):
+        for width in pair:
+            check_choice("a width", width, (0, 1, 2, 4, 8, 16))
         if len(pair) != 2 or pair[1] >= pair[0]:
-            raise ConfigError(
-                explain(f"high and low bits {tuple(pair)}", "two widths, the second one smaller", "Order the widths")
-            )
+            raise ConfigError(explain(f"high and low bits {tuple(pair)}", PAIR, "Order the widths"))
     apart = tuple(visual) != tuple(text)
     high, low = (
         Tier(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from vlm_eff.core.plugin import Plugin
 from vlm_eff.core.registry import method
+from vlm_eff.importance.keep import check_several
 from vlm_eff.kvcache.factorise import LowRankCache
 
 
@@ -43,4 +44,10 @@ def cross_modal_low_rank(
     """
     if rank is None and energy is None:
         energy = 0.95
-    return LowRankCache("cross_modal_low_rank", tuple(modalities), rank, energy, rows)
+    return LowRankCache(
+        "cross_modal_low_rank",
+        check_several("modalities", modalities, "some of text, image and video"),
+        rank,
+        energy,
+        rows,
+    )
