@@ -23,12 +23,12 @@ def visual_quant(bits: int = 1, axis: Axes = ("channel", "channel"), outliers: f
              32 for each entry's place. For text in bits too, see `kivi` with `visual_bits`
 
     Args:
-        bits: 1, 2, 4 or 8.
+        bits: 1, 2, 4 or 8; 16 leaves visual entries as they are.
         axis: "channel" or "token" for keys and for values; a token group is the width of a head.
         outliers: fraction of each group that is exact.
 
     Raises:
         ConfigError: a width, axis or fraction that does not exist.
     """
-    check_choice("bits", bits, (1, 2, 4, 8))
+    check_choice("bits", bits, (1, 2, 4, 8, 16))
     return CacheFormats("visual_quant", (Tier("exact", in_bits(bits, axis, None, outliers, shrunk=True)),))
