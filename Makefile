@@ -11,7 +11,9 @@ PYTEST = OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 $(BIN)/
 demo: $(VENV)/.demo
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m vlm_eff.demo
 
+# kernels first, in Triton's interpreter, which must be chosen before anything imports Triton
 test: $(VENV)/.dev
+	TRITON_INTERPRET=1 $(PYTEST) -n $(WORKERS) --dist worksteal tests/kernels
 	$(PYTEST) -n $(WORKERS) --dist worksteal
 
 lint: $(VENV)/.dev

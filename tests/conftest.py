@@ -1,5 +1,6 @@
 """One thread for all tests: tiny models run faster so, and sums come out the same on every machine."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -12,3 +13,8 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        terminalreporter.write_line("tests/kernels ran apart: they need TRITON_INTERPRET=1 (`make test` does both)")

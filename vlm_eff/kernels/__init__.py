@@ -1,1 +1,5 @@
-"""Operations on tensors that deserve a fast path: how cache entries are quantised, packed and attended to."""
+"""Operations on tensors that deserve a fast path: Triton kernels on a GPU, exact PyTorch elsewhere."""
+
+from vlm_eff.kernels.dispatch import Backend, operations, prefer, why_not
+
+__all__ = ["Backend", "operations", "prefer", "why_not"]
