@@ -131,6 +131,14 @@ def kv_meter_command(
     measure_cache(MeterOptions(image, prompt, plugin, model, steps, dtype, device, attn, as_json=json, plot=plot))
 
 
+@app.command("kernels")
+def kernels_command(device: Device = "auto", json: Json = False) -> None:
+    """List the fused operations, their forms, and which form runs on a device."""
+    from vlm_eff.cli.kernels import show_kernels
+
+    show_kernels(device, as_json=json)
+
+
 @app.command("explain")
 def explain_command(
     model: Model = None, dtype: Dtype = "auto", device: Device = "cpu", attn: Attention = "sdpa"

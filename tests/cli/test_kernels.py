@@ -1,0 +1,36 @@
+"""`vlm-eff kernels`: every operation with its forms, and why kernels cannot run on a device."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from vlm_eff import kernels
+from vlm_eff.cli import app
+
+
+def test_every_operation_is_listed_with_its_forms() -> None:
+    result = CliRunner().invoke(app, ["kernels", "--device", "cpu", "--json"])
+    assert result.exit_code == 0, result.output
+    shown = json.loads(result.stdout)
+    assert {row["name"]: tuple(row["forms"]) for row in shown["operations"]} == {
+        name: tuple(forms.forms) for name, forms in kernels.operations().items()
+    }
+    assert "needs a CUDA device" in shown["why_no_kernels"]
+    assert all(row["auto"] == "torch" and row["summary"] for row in shown["operations"])
+
+
+def test_the_table_says_why_no_kernel_runs() -> None:
+    result = CliRunner().invoke(app, ["kernels", "--device", "cpu"])
+    assert result.exit_code == 0
+    for name in kernels.operations():
+        assert name in result.stdout
+    assert "no kernel runs on cpu" in result.stderr
+
+
+@pytest.mark.parametrize("device", ["moon", "cuda:99"])
+def test_a_device_that_is_not_there_is_named(device: str) -> None:
+    result = CliRunner().invoke(app, ["kernels", "--device", device])
+    assert result.exit_code == 2
+    assert device in result.stderr
+    assert "Choose another" in result.stderr
