@@ -21,9 +21,10 @@ def packed_bytes(count: int, bits: int) -> int:
     return -(-count * bits // 8)
 
 
-def pack(codes: Tensor, bits: int) -> Tensor:
+def pack(codes: Tensor, bits: int, axis: int = -1) -> Tensor:
     """Lay codes [..., n] uint8 side by side -> [..., ceil(n * bits / 8)] uint8; the last byte is filled up with zeros.
 
+    axis: along which they are laid, another than the last for codes that are turned once they are few bytes.
     The order is that of KIVI (arXiv 2402.02750, official code), whose 32-bit words read the same bytes on any
     little-endian machine. A code that is too large loses its upper bits and leaves its neighbours alone.
     """
@@ -31,11 +32,16 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     if bits == 8:
         # a slice would hold on to all that it was cut from
         return codes.clone(memory_format=torch.contiguous_format)
-    room = 8 // bits
-    count = codes.shape[-1]
-    spare = -count % room
-    cells = torch.nn.functional.pad(codes, (0, spare)).unflatten(-1, ((count + spare) // room, room))
-    return ((cells & (2**bits - 1)) << _shifts(bits, codes.device)).sum(-1, dtype=torch.uint8)
+    room, axis = 8 // bits, axis % codes.dim()
+    spare = -codes.shape[axis] % room
+    if spare:
+        codes = torch.nn.functional.pad(codes, (0, 0) * (codes.dim() - 1 - axis) + (0, spare))
+    # planes of codes that come to lie at the same place of their byte: a sum over cells takes thrice as long
+    cells = (codes & (2**bits - 1)).unflatten(axis, (codes.shape[axis] // room, room))
+    made = cells.select(axis + 1, 0)
+    for place in range(1, room):
+        made = made | cells.select(axis + 1, place) << bits * place
+    return made
 
 
 def unpack(packed: Tensor, bits: int, count: int) -> Tensor:

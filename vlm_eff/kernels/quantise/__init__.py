@@ -1,0 +1,6 @@
+"""Cache entries in few bits: quantised and packed in one pass, read back."""
+
+from vlm_eff.kernels.quantise.op import quantise
+from vlm_eff.kernels.quantise.stored import Quantised
+
+__all__ = ["Quantised", "quantise"]
