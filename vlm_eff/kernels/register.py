@@ -6,13 +6,19 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import register_flop_formula
 
 NAMESPACE = "vlm_eff"
 
 
 def register(
-    name: str, launch: Callable[..., Any], *, fake: Callable[..., Any], flops: Callable[..., int]
+    name: str,
+    launch: Callable[..., Any],
+    *,
+    fake: Callable[..., Any],
+    flops: Callable[..., int],
+    contents: bool = False,
 ) -> Callable[..., Any]:
     """Make `torch.ops.vlm_eff.<name>` of a launcher and return what calls it.
 
@@ -21,6 +27,7 @@ def register(
     fake:   the same arguments -> outputs of the right shape and type without contents
     flops:  the same arguments with shapes in place of tensors, and `out_shape` -> floating-point operations, two for a
             multiplication with addition, as `torch.utils.flop_counter` counts
+    contents: give `flops` the tensors themselves, where the work depends on what is in them
     """
     operation = torch.library.custom_op(f"{NAMESPACE}::{name}", launch, mutates_args=())
     operation.register_fake(fake)
@@ -28,5 +35,9 @@ def register(
     def count(*args: Any, out_shape: Any = None, **kwargs: Any) -> int:
         return flops(*args, out_shape=out_shape, **kwargs)
 
-    register_flop_formula(getattr(getattr(torch.ops, NAMESPACE), name))(count)
+    def count_contents(*args: Any, out_val: Any = None, **kwargs: Any) -> int:
+        return flops(*args, out_shape=[tuple(out.shape) for out in tree_leaves(out_val)], **kwargs)
+
+    packet = getattr(getattr(torch.ops, NAMESPACE), name)
+    register_flop_formula(packet, get_raw=contents)(count_contents if contents else count)
     return operation
