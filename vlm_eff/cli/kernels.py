@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from vlm_eff import kernels
 from vlm_eff.cli.output import print_json, print_table, say
 from vlm_eff.core.errors import ConfigError, explain
+from vlm_eff.kernels import ops
 from vlm_eff.kernels.dispatch import Forms
 from vlm_eff.kernels.triton_here import why_no_kernel
 
@@ -23,7 +23,7 @@ def show_kernels(device: str, *, as_json: bool) -> None:
     """
     probe = _probe(device)
     device, reason = str(probe.device), why_no_kernel([probe])
-    rows = [_row(name, forms, reason) for name, forms in kernels.operations().items()]
+    rows = [_row(name, forms, reason) for name, forms in ops.operations().items()]
     if as_json:
         print_json({"device": device, "why_no_kernels": reason, "operations": rows})
         return
@@ -46,6 +46,6 @@ def _probe(device: str) -> torch.Tensor:
 
 
 def _row(name: str, forms: Forms, reason: str | None) -> dict[str, Any]:
-    summary = (inspect.getdoc(getattr(kernels, name, None)) or "").split("\n\n")[0].replace("\n", " ")
+    summary = (inspect.getdoc(getattr(ops, name, None)) or "").split("\n\n")[0].replace("\n", " ")
     kernel = "triton" in forms.forms and reason is None
     return {"name": name, "summary": summary, "forms": list(forms.forms), "auto": "triton" if kernel else "torch"}
