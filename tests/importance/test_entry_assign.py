@@ -1,6 +1,5 @@
 """Who takes in whom: against a loop in float64, and the rules about who may."""
 
-import math
 from dataclasses import replace
 
 import pytest
@@ -8,8 +7,9 @@ import torch
 from torch import Tensor
 
 from tests.importance.mergeable import Entries, entries
-from vlm_eff.importance import entry_assign, similarity
+from vlm_eff.importance import entry_assign
 from vlm_eff.importance.entry_assign import Assignment, assign_by_key, assign_by_position
+from vlm_eff.kernels.bipartite_match import fast
 
 
 def assign(e: Entries) -> Assignment:
@@ -53,25 +53,18 @@ def test_any_size_of_block_gives_the_same(block: int, monkeypatch: pytest.Monkey
     e = entries()
     place = torch.arange(12).expand(3, -1)
     want = assign(e), assign_by_position(place, e.kept, e.present, e.modality, e.protected)
-    sizes = []
-    choose = similarity.blocks
-    monkeypatch.setattr(similarity, "_BLOCK", block)
+    monkeypatch.setattr(fast, "_BLOCK", block)
     monkeypatch.setattr(entry_assign, "_BLOCK", block)
-
-    def watched(*given: Tensor):
-        for start, part in choose(*given):
-            sizes.append((part.shape[1], part.numel()))
-            yield start, part
-
-    monkeypatch.setattr(entry_assign, "blocks", watched)
     got = assign(e), assign_by_position(place, e.kept, e.present, e.modality, e.protected)
-    near = [part.numel() for _, part in entry_assign._nearness(torch.zeros(2, 30), torch.zeros(2, 5))]
-    assert sum(near) == 300 and max(near) <= max(block, 10) and len(near) == math.ceil(30 / max(1, block // 10))
     for one, other in zip(got, want, strict=True):
         assert torch.equal(one.target, other.target)
         torch.testing.assert_close(one.cosine, other.cosine)
-    # never more than the bound, unless a single line is
-    assert sizes and all(lines == 1 or numbers <= block for lines, numbers in sizes)
+
+
+def test_numbers_below_zero_are_numbers() -> None:
+    e = entries()
+    low = assign(replace(e, modality=e.modality - 7))
+    assert torch.equal(low.target, assign(e).target) and torch.equal(low.cosine, assign(e).cosine)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -116,14 +109,13 @@ def test_ties_go_to_the_lower_column(monkeypatch: pytest.MonkeyPatch) -> None:
     every, nothing = torch.ones_like(kept), torch.zeros_like(kept)
     made = assign_by_key(key, kept, every, torch.zeros(1, 103), nothing)
     assert (made.target[~kept] == 2).all()
-    choose = similarity.blocks
+    first = fast._first
 
-    def rounded(*given: Tensor):
+    def rounded(like: Tensor, slack: float) -> tuple[Tensor, Tensor]:
         # as vectorised products of equal keys may come out
-        for start, part in choose(*given):
-            yield start, part - 1e-7 * (torch.arange(part.shape[2]) % 4 != 3)
+        return first(like - 1e-7 * (torch.arange(like.shape[2]) % 4 != 3), slack)
 
-    monkeypatch.setattr(entry_assign, "blocks", rounded)
+    monkeypatch.setattr(fast, "_first", rounded)
     made = assign_by_key(key, kept, every, torch.zeros(1, 103), nothing)
     assert (made.target[~kept] == 2).all()
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from vlm_eff.importance.select import Selection, from_mask
-from vlm_eff.importance.similarity import blocks
+from vlm_eff.kernels.bipartite_match import best_partner
 
 # equal keys in different columns of one product differ by this much at most: they have to count as equal
 _ROUNDING = 1e-6
-# one block of distances holds at most this many numbers, as the blocks of similarities do
+# one block of distances holds at most this many numbers (64 MiB of float32)
 _BLOCK = 1 << 24
 
 
@@ -39,13 +38,20 @@ def assign_by_key(keys: Tensor, kept: Tensor, present: Tensor, modality: Tensor,
     protected: [B, Hkv, S] bool entries that take no part: sinks, whose values are near zero by design, and the window
     LOOK-M knows neither modality nor protection: pass zeros to follow it. Ties, to within 1e-6, go to the lower column;
     a key of zeros has cosine 0 to all.
-    Cost: evicted * kept * Dh multiply-adds a row and head. At most 64 MiB of similarities are alive at a time, and half
-    as much again of masks, whatever S is; the least that a block can hold is one line over all rows and heads.
+    Cost: evicted * kept * Dh multiply-adds a row and head, twice on a GPU. The similarities are never built as a whole
+    (`best_partner`): what is alive are the vectors themselves, in float32 on a CPU.
     """
     source, goal = _sides(kept, present, protected)
-    flat = keys.flatten(0, 1)
-    parts = blocks(take(flat, source.index), source.valid, take(flat, goal.index))
-    return _choose(parts, source, goal, kept & present, modality)
+    flat = keys.flatten(0, 1).detach()
+    wanted, offered = _kinds(modality, source, goal, kept)
+    best, place = best_partner(
+        take(flat, source.index),
+        take(flat, goal.index),
+        source_group=wanted,
+        goal_group=offered,
+        slack=_ROUNDING,
+    )
+    return _assigned(best.float(), place, source, goal, kept & present)
 
 
 def assign_by_position(
@@ -53,13 +59,23 @@ def assign_by_position(
 ) -> Assignment:
     """Give each evicted entry the kept entry nearest to it in the sequence (Elastic Cache, arXiv:2407.18121).
 
-    position: [B, S] or [B, Hkv, S] integers below 2**24; the others as in `assign_by_key`, and so are ties and memory.
-    Keys are not looked at: `cosine` is 0 for every evicted entry.
+    position: [B, S] or [B, Hkv, S] integers below 2**24; the others as in `assign_by_key`, and so are ties. At most 64
+    MiB of distances are alive at a time, and half as much again of masks, whatever S is; the least that a block can
+    hold is one line over all rows and heads. Keys are not looked at: `cosine` is 0 for every evicted entry.
     """
     source, goal = _sides(kept, present, protected)
-    place = per_head(position, kept).float()
-    parts = _nearness(place.gather(1, source.index), place.gather(1, goal.index))
-    made = _choose(parts, source, goal, kept & present, modality)
+    where = per_head(position, kept).float()
+    wanted, offered = _kinds(modality, source, goal, kept)
+    line, other = where.gather(1, source.index), where.gather(1, goal.index)
+    near, place = torch.full_like(line, torch.inf), torch.zeros_like(source.index)
+    size = max(1, _BLOCK // max(1, other.numel()))
+    # with no target at all there is no minimum to take
+    for start in range(0, line.shape[1], size) if other.shape[1] else ():
+        part = slice(start, start + size)
+        far = (line[:, part, None] - other[:, None]).abs_()
+        far = far.masked_fill_(wanted[:, part, None] != offered[:, None], torch.inf)
+        near[:, part], place[:, part] = far.min(-1)
+    made = _assigned(-near, place, source, goal, kept & present)
     return Assignment(made.target, (kept & present).float())
 
 
@@ -79,33 +95,22 @@ def _sides(kept: Tensor, present: Tensor, protected: Tensor) -> tuple[Selection,
     return from_mask(free & ~kept.flatten(0, 1)), from_mask(free & kept.flatten(0, 1))
 
 
-def _nearness(source: Tensor, goal: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Negative distances of positions in blocks of lines: (first line, [N, C, K])."""
-    size = max(1, _BLOCK // max(1, goal.numel()))
-    for start in range(0, source.shape[1], size):
-        yield start, (source[:, start : start + size, None] - goal[:, None]).abs_().neg_()
+def _kinds(modality: Tensor, source: Selection, goal: Selection, kept: Tensor) -> tuple[Tensor, Tensor]:
+    """Numbers of at least 0 of those who look [N, E] and of those who may be found [N, K]; -1 and -2: fillers."""
+    kind = per_head(modality, kept).long()
+    kind = kind - kind.amin() if kind.numel() else kind
+    wanted = kind.gather(1, source.index).masked_fill(~source.valid, -1)
+    return wanted, kind.gather(1, goal.index).masked_fill(~goal.valid, -2)
 
 
-def _choose(
-    parts: Iterator[tuple[int, Tensor]], source: Selection, goal: Selection, kept: Tensor, modality: Tensor
-) -> Assignment:
-    """The best allowed target of each line; `parts` gives scores [N, C, K] of some lines at a time."""
+def _assigned(best: Tensor, place: Tensor, source: Selection, goal: Selection, kept: Tensor) -> Assignment:
+    """The targets and cosines, from the best of each that looks [N, E] (-inf: nobody) and its place among the goals."""
     size, flat = kept.shape[2], kept.flatten(0, 1)
     # one spare column takes what fillers write
-    own = torch.where(flat, torch.arange(size, device=kept.device), -1)
-    target = torch.nn.functional.pad(own, (0, 1))
+    target = torch.nn.functional.pad(torch.where(flat, torch.arange(size, device=kept.device), -1), (0, 1))
     like = torch.nn.functional.pad(flat.float(), (0, 1))
-    kind = per_head(modality, kept)
-    wanted, offered = kind.gather(1, source.index), kind.gather(1, goal.index)
-    # with no target at all there is no maximum to take
-    for start, score in parts if goal.index.shape[1] else ():
-        part = slice(start, start + score.shape[1])
-        allowed = (wanted[:, part, None] == offered[:, None]) & goal.valid[:, None]
-        score = score.masked_fill_(~allowed, -torch.inf)
-        best = score.amax(-1)
-        first = (score >= (best - _ROUNDING)[:, :, None]).view(torch.uint8).argmax(-1)
-        found = source.valid[:, part] & (best > -torch.inf)
-        place = torch.where(found, source.index[:, part], size)
-        target.scatter_(1, place, goal.index.gather(1, first))
-        like.scatter_(1, place, best)
+    if goal.index.shape[1]:
+        column = torch.where(best > -torch.inf, source.index, size)
+        target.scatter_(1, column, goal.index.gather(1, place))
+        like.scatter_(1, column, best.clamp(-1, 1))
     return Assignment(target[:, :size].reshape(kept.shape), like[:, :size].reshape(kept.shape))

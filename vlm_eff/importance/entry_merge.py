@@ -16,6 +16,7 @@ from vlm_eff.core.errors import ConfigError, explain
 from vlm_eff.importance.entry_assign import Assignment, per_head, take
 from vlm_eff.importance.keep import check_choice
 from vlm_eff.importance.select import Selection, from_mask
+from vlm_eff.kernels.merge import sum_into
 
 Mixing = Literal["average", "pivotal", "weighted", "counted", "mass"]
 
@@ -62,8 +63,8 @@ def merge_entries(
                for one query whose own attention is `mass`; the sum of multiplicities is then no longer conserved
     The first three count entries and not what these stand for, as published; multiplicities add up in all. What has no
     target is simply evicted, and its multiplicity goes with it. Keys are mixed as they are cached: after rotation, as
-    in LOOK-M. Mixing is in float32, or float64 if given so. Cost: one pass over the evicted entries, of which a float32
-    copy is alive; on a GPU the order of sums, and so their last bit, is open.
+    in LOOK-M. Mixing is in float32, or float64 if given so, in the order of the entries. Cost: one pass over those that
+    are evicted, of which a float32 copy is alive.
 
     Raises:
         ConfigError: for an unknown mixing, for "mass" without `mass`, for either of `mass`, `effective` without "mass".
@@ -120,9 +121,9 @@ class _Groups:
 
     def sum(self, x: Tensor) -> Tensor:
         """[N, E, ...] summed over the entries of each group [N, K, ...]."""
-        made = x.new_zeros(x.shape[0], self.stays.index.shape[1] + 1, *x.shape[2:])
-        place = self.into.view(*self.into.shape, *[1] * (x.ndim - 2)).expand_as(x)
-        return made.scatter_add_(1, place, x)[:, :-1]
+        # fillers go to a place that does not exist
+        made = sum_into(x if x.ndim == 3 else x[:, :, None], self.into, self.stays.index.shape[1])
+        return made if x.ndim == 3 else made[:, :, 0]
 
 
 @dataclass(frozen=True)

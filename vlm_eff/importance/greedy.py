@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from vlm_eff.importance import similarity
-from vlm_eff.importance.similarity import Lines, blocks, lines, pairwise, table_lines
+from vlm_eff.importance.similarity import Lines, lines, pairwise, table_lines
+from vlm_eff.kernels.bipartite_match import best_partner
 
 # a residual this small next to the token's own weight is rounding: the token adds nothing to the chosen ones
 _ROUNDING = 1e-5
@@ -28,7 +29,9 @@ def max_min(x: Tensor, count: Tensor, valid: Tensor) -> Tensor:
         return torch.zeros_like(valid)
     if x.shape[1] <= similarity.TABLE:
         table = pairwise(x, valid)
-        line, near = table_lines(table), _nearest(table, valid)
+        # a token is no neighbour of itself, and when it is chosen it leaves the race anyhow
+        table.diagonal(dim1=1, dim2=2).fill_(-torch.inf)
+        line, near = table_lines(table), 1 - table.masked_fill(~valid[:, None], -torch.inf).amax(-1)
     else:
         line, near = lines(x, valid), nearest_distance(x, valid)
     far = torch.where(valid, torch.inf, -torch.inf)
@@ -41,17 +44,9 @@ def max_min(x: Tensor, count: Tensor, valid: Tensor) -> Tensor:
 
 def nearest_distance(x: Tensor, valid: Tensor) -> Tensor:
     """Distance (1 - cosine) of each token to its nearest other one [B, V]; infinite for a token that is alone."""
-    made = x.new_empty(x.shape[:2], dtype=torch.float32)
-    for start, part in blocks(x, valid):
-        made[:, start : start + part.shape[1]] = _nearest(part, valid, start)
-    return made
-
-
-def _nearest(part: Tensor, valid: Tensor, start: int = 0) -> Tensor:
-    """The same from lines [B, C, V] of a table, of which `start` is the first; their own places are overwritten."""
-    # a token is no neighbour of itself, and when it is chosen it leaves the race anyhow
-    part.diagonal(offset=start, dim1=1, dim2=2).fill_(-torch.inf)
-    return 1 - part.masked_fill(~valid[:, None], -torch.inf).amax(-1)
+    group = torch.where(valid, 0, -1)
+    best, _ = best_partner(x.detach(), x.detach(), source_group=group, goal_group=group, apart=True)
+    return 1 - best.float().clamp(max=1)
 
 
 def dpp(x: Tensor, quality: Tensor, count: Tensor, valid: Tensor) -> Tensor:

@@ -15,7 +15,8 @@ from vlm_eff.importance.adaptive import share_out
 from vlm_eff.importance.cluster import dpc_scores
 from vlm_eff.importance.segments import cut_by_similarity, frame_vectors
 from vlm_eff.importance.select import top_k
-from vlm_eff.importance.similarity import pairwise
+from vlm_eff.kernels.bipartite_match import best_partner
+from vlm_eff.kernels.merge import sum_into
 from vlm_eff.models.view import View
 from vlm_eff.tokens.films import Film, films
 from vlm_eff.tokens.reduce.written import Contents
@@ -84,10 +85,9 @@ class DensityAnchors:
         anchors, others = peaks.flatten().nonzero()[:, 0], (rest & ~peaks).flatten().nonzero()[:, 0]
         total, joined = wide.new_zeros(len(anchors), x.shape[2]), wide.new_zeros(len(anchors))
         if len(others):
-            exists = torch.ones(1, len(others), dtype=torch.bool, device=x.device)
-            nearest = pairwise(wide[others][None], exists, wide[anchors][None])[0].argmax(1)
-            total.index_add_(0, nearest, wide[others])
-            joined.index_add_(0, nearest, torch.ones_like(others, dtype=joined.dtype))
+            nearest = best_partner(wide[None, others], wide[None, anchors])[1]
+            total = sum_into(wide[None, others], nearest, len(anchors))[0]
+            joined = sum_into(torch.ones_like(wide[None, others, :1]), nearest, len(anchors))[0, :, 0]
         own = torch.where(joined > 0, (1 / (joined + 1)).clamp(min=self.own), 1.0)[:, None]
         mean = total / joined.clamp(min=1)[:, None]
         made.write(film.row, column.flatten()[anchors], own * wide[anchors] + (1 - own) * mean, joined + 1)

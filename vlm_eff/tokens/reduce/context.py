@@ -13,7 +13,8 @@ from vlm_eff.core.errors import ConfigError, explain
 from vlm_eff.core.plugin import Observation, TowerFeatures, TowerKeys
 from vlm_eff.importance import keep as budget
 from vlm_eff.importance.select import from_mask, top_k_per_group
-from vlm_eff.importance.similarity import blocks
+from vlm_eff.kernels.bipartite_match import best_partner
+from vlm_eff.kernels.merge import sum_into
 from vlm_eff.models.view import View
 
 
@@ -92,12 +93,9 @@ class ContextMerge:
         goal = nearest_target(view.tower_keys(TowerKeys(self.block)), view.spans.image, others, seat.index, seat.valid)
         features = view.tower_features(TowerFeatures())
         work = features.to(torch.promote_types(features.dtype, torch.float32))
-        joined = work.new_zeros(work.shape[0], seat.index.shape[1] + 1, work.shape[2])
-        count = work.new_zeros(joined.shape[:2])
-        slot = torch.where(others, goal, seat.index.shape[1])
-        joined.scatter_add_(1, slot[:, :, None].expand_as(work), work)
-        count.scatter_add_(1, slot, torch.ones_like(slot, dtype=count.dtype))
-        joined, count = joined[:, :-1], count[:, :-1, None]
+        slot = torch.where(others, goal, -1)
+        joined = sum_into(work, slot, seat.index.shape[1])
+        count = sum_into(torch.ones_like(work[:, :, :1]), slot, seat.index.shape[1])
         own = work.gather(1, seat.index[:, :, None].expand(-1, -1, work.shape[2]))
         made = own + joined / count.clamp(min=1) if self.faithful else (own + joined) / (count + 1)
         merged = view.project(made.to(features.dtype)).to(hidden.dtype)
@@ -128,11 +126,8 @@ def nearest_target(keys: Tensor, image: Tensor, others: Tensor, target: Tensor, 
 
     keys: [B, V, C]; target: [B, K] columns of the targets, of which `exists` [B, K] do.
     """
+    # what comes out are places: no gradient passes through them
+    keys = keys.detach()
     against = keys.gather(1, target[:, :, None].expand(-1, -1, keys.shape[2]))
     home = torch.where(exists, image.gather(1, target), -1)
-    made = torch.zeros_like(image)
-    for start, like in blocks(keys, others, against):
-        stop = start + like.shape[1]
-        other_image = image[:, start:stop, None] != home[:, None]
-        made[:, start:stop] = like.masked_fill(other_image, -2.0).argmax(-1)
-    return made
+    return best_partner(keys, against, source_group=torch.where(others, image, -1), goal_group=home)[1]

@@ -13,6 +13,7 @@ from vlm_eff.core.config import part
 from vlm_eff.importance import keep as budget
 from vlm_eff.importance.cluster import dpc_knn
 from vlm_eff.importance.select import from_mask, top_k
+from vlm_eff.kernels.merge import sum_into
 from vlm_eff.models.view import View
 from vlm_eff.tokens.reduce.drop import Drop
 
@@ -55,10 +56,9 @@ class Recycle:
         states = hidden.gather(1, pool.index[:, :, None].expand(wide))
         states = states.to(torch.promote_types(states.dtype, torch.float32))
         centres, goal = dpc_knn(states, clusters, self.neighbours, pool.valid)
-        weight = torch.zeros(goal.shape, device=goal.device).scatter_add_(1, goal, pool.valid.float())
-        total = torch.zeros_like(states).scatter_add_(
-            1, goal[:, :, None].expand(wide), states.masked_fill(~pool.valid[:, :, None], 0.0)
-        )
+        goal = torch.where(pool.valid, goal, -1)
+        total = sum_into(states, goal, goal.shape[1])
+        weight = sum_into(torch.ones_like(states[:, :, :1]), goal, goal.shape[1])[:, :, 0].float()
         mean = (total / weight.clamp(min=1)[:, :, None].to(total.dtype)).to(hidden.dtype)
         return self._merge(chosen, hidden, pool.index, centres & pool.valid, mean, weight)
 
