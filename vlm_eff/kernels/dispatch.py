@@ -83,6 +83,11 @@ class Forms:
             warnings.warn(f"{self.name} runs without its kernel: {reason}", stacklevel=4)
         return "torch"
 
+    def chosen(self, *args: Any, **kwargs: Any) -> str:
+        """Name of the form that "auto" means here and now: the one that is preferred, or the automatic one."""
+        asked = _PREFERRED.get()
+        return asked if asked in self.forms else self.automatic(*args, **kwargs)
+
     def why_not(self, backend: Backend, *args: Any, **kwargs: Any) -> str | None:
         """Why the form `backend` cannot run on these arguments; None when it can.
 
@@ -120,6 +125,11 @@ def why_not(operation: Callable[..., Any], *args: Any, backend: Backend = "trito
     if name not in _OPERATIONS:
         raise ConfigError(explain(f"{name}, which is no operation", ", ".join(operations()), "Pass one of these"))
     return _OPERATIONS[name].why_not(backend, *args, **kwargs)
+
+
+def chosen(operation: Callable[..., Any], *args: Any, **kwargs: Any) -> str:
+    """Name of the form in which an operation of this room runs on these arguments with `backend="auto"`."""
+    return _OPERATIONS[operation.__name__].chosen(*args, **kwargs)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from tests.kernels import by_pair
 from tests.kernels.kit import fresh
 from vlm_eff.core.errors import InputError
 from vlm_eff.kernels.blocks import BlockLists, Rule, cross_modal, streaming, top_blocks, vertical_slash
@@ -34,12 +35,8 @@ def firsts(pad: bool, keys: int) -> Tensor | None:
     return torch.tensor([0, keys // 3], dtype=torch.int32) if pad else None
 
 
-def by_pair(batch: int, heads: int, queries: int, keys: int, allowed: Callable[[int, int, int, int], bool]) -> Tensor:
-    """A mask [B, H, Q, S] made by asking `allowed(row of the batch, head, i, j)` for every pair."""
-    made = torch.zeros(batch, heads, queries, keys, dtype=torch.bool)
-    for b, h, r, j in itertools.product(range(batch), range(heads), range(queries), range(keys)):
-        made[b, h, r, j] = allowed(b, h, r + keys - queries, j)
-    return made
+def begins(first: Tensor | None) -> list[int]:
+    return [0, 0] if first is None else first.tolist()
 
 
 def runs_of_text(generator: torch.Generator, keys: int) -> Tensor:
@@ -59,14 +56,9 @@ def test_cross_modal_is_its_mask(
 ) -> None:
     text, first = runs_of_text(fresh(), keys), firsts(pad, keys)
     made = cross_modal(text, window=window, sinks=sinks, first=first, query_length=queries, rows=rows, columns=columns)
-    begin = [0, 0] if first is None else first.tolist()
-
-    def allowed(b: int, _: int, i: int, j: int) -> bool:
-        local = bool(text[b, i] or text[b, j]) or j < begin[b] + sinks or i - j < window
-        return begin[b] <= j <= i and local
-
     got = seen(made, 2, 1, queries, keys)
-    assert torch.equal(got, by_pair(2, 1, queries, keys, allowed))
+    want = [by_pair.cross_modal(text[b], queries, begin, window, sinks) for b, begin in enumerate(begins(first))]
+    assert torch.equal(got, torch.stack(want))
     _nothing_is_listed_for_nothing(made[0], got, keys)
 
 
@@ -116,12 +108,8 @@ def test_streaming_is_its_mask(
     made = streaming(
         dense, keys, sinks=sinks, local=local, first=first, query_length=queries, rows=rows, columns=columns
     )
-    begin = [0, 0] if first is None else first.tolist()
-
-    def allowed(b: int, h: int, i: int, j: int) -> bool:
-        return begin[b] <= j <= i and (dense[h] or j < begin[b] + sinks or i - j < local)
-
-    assert torch.equal(seen(made, 2, 3, queries, keys), by_pair(2, 3, queries, keys, allowed))
+    want = [by_pair.streaming(dense, queries, keys, begin, sinks, local) for begin in begins(first)]
+    assert torch.equal(seen(made, 2, 3, queries, keys), torch.stack(want))
 
 
 def test_dense_heads_beside_a_window_shorter_than_blocks_are_refused() -> None:
@@ -143,50 +131,17 @@ def heads_of(
     return query * 2, torch.randn(2, shared, keys, 16, generator=generator, dtype=torch.float64)
 
 
-def best(scores: dict[int, float], count: int) -> set[int]:
-    return set(sorted(scores, key=lambda place: (-scores[place], place))[:count])
-
-
 @padded
 @sizes
 def test_vertical_slash_is_its_definition(keys: int, queries: int, rows: int, columns: int, pad: bool) -> None:
     query, key = heads_of(fresh(), queries, keys)
-    first = firsts(pad, keys)
-    begin = [0, 0] if first is None else first.tolist()
-    last, sinks, local, verticals, slashes = 6, 2, 3, 7, 6
-    made = vertical_slash(
-        query.float(), key.float(), verticals=verticals, slashes=slashes, last=last, sinks=sinks, local=local,
-        first=first, rows=rows, columns=columns,
-    )  # fmt: skip
-    columns_of, distances_of = {}, {}
-    for b, h in itertools.product(range(2), range(4)):
-        column = dict.fromkeys(range(begin[b], keys), 0.0)
-        distance = dict.fromkeys(range(keys), 0.0)
-        for r in range(max(queries - last, 0), queries):
-            i = r + keys - queries
-            logits = {j: float(query[b, h, r] @ key[b, h // 2, j]) / 4 for j in range(begin[b], i + 1)}
-            total = sum(torch.tensor(list(logits.values())).double().exp().tolist())
-            for j, logit in logits.items():
-                share = float(torch.tensor(logit).double().exp()) / total
-                column[j] += share
-                distance[i - j] += share
-        column |= {j: float("inf") for j in range(begin[b], min(begin[b] + sinks, keys))}
-        distance |= {d: float("inf") for d in range(min(local, keys))}
-        columns_of[b, h], distances_of[b, h] = best(column, verticals), best(distance, slashes)
-
-    def allowed(b: int, h: int, i: int, j: int) -> bool:
-        if not begin[b] <= j <= i:
-            return False
-        if j in columns_of[b, h]:
-            return True
-        past = keys - queries
-        top = past + (i - past) // rows * rows
-        left = j // columns * columns
-        block_rows = range(top, min(top + rows, keys))
-        block_keys = range(left, min(left + columns, keys))
-        return any(p - k in distances_of[b, h] for p in block_rows for k in block_keys)
-
-    assert torch.equal(seen(made, 2, 4, queries, keys), by_pair(2, 4, queries, keys, allowed))
+    first, budget = firsts(pad, keys), {"verticals": 7, "slashes": 6, "last": 6, "sinks": 2, "local": 3}
+    made = vertical_slash(query.float(), key.float(), **budget, first=first, rows=rows, columns=columns)  # type: ignore[arg-type]
+    want = [
+        by_pair.vertical_slash(query[b], key[b], begin, (rows, columns), **budget)
+        for b, begin in enumerate(begins(first))
+    ]
+    assert torch.equal(seen(made, 2, 4, queries, keys), torch.stack(want))
 
 
 def test_heads_that_look_at_a_key_or_at_a_distance_get_them() -> None:
@@ -218,49 +173,11 @@ def test_top_blocks_is_its_definition(
     query, key = heads_of(fresh(), queries, keys)
     first = firsts(pad, keys)
     made = top_blocks(query.float(), key.float(), **budget, first=first, rows=rows, columns=columns)  # type: ignore[arg-type]
-    begin, past = [0, 0] if first is None else first.tolist(), keys - queries
-    listed: dict[tuple[int, int, int], set[int]] = {}
-    for b, h, a in itertools.product(range(2), range(4), range(-(-queries // rows))):
-        row_places = range(past + a * rows, min(past + (a + 1) * rows, keys))
-        asked = [query[b, h, i - past] for i in row_places if i >= begin[b]]
-        scores, mixed, always = {}, set(), set()
-        for c in range(-(-keys // columns)):
-            places = range(c * columns, min((c + 1) * columns, keys))
-            shown = [key[b, h // 2, j] for j in places if j >= begin[b]]
-            if not any(begin[b] <= j <= i for i in row_places for j in places):
-                continue
-            scores[c] = float(_mean(asked) @ _mean(shown)) / 4
-            if "similarity" in budget and min(_alike(asked), _alike(shown)) < budget["similarity"]:
-                mixed.add(c)
-            if begin[b] in places or max(places) >= min(row_places):
-                always.add(c)
-        ordered = sorted(scores, key=lambda c: (c not in always, -scores[c], c))
-        if "count" in budget:
-            listed[b, h, a] = {*ordered[: int(budget["count"])], *always, *mixed}
-            continue
-        weights = torch.tensor([scores[c] for c in ordered]).double().softmax(0)
-        held, taken = 0.0, set()
-        for c, weight in zip(ordered, weights.tolist(), strict=True):
-            if held < budget["mass"]:
-                taken.add(c)
-            held += weight
-        listed[b, h, a] = taken | always
-
-    def allowed(b: int, h: int, i: int, j: int) -> bool:
-        return begin[b] <= j <= i and j // columns in listed[b, h, (i - past) // rows]
-
-    assert torch.equal(seen(made, 2, 4, queries, keys), by_pair(2, 4, queries, keys, allowed))
-
-
-def _mean(states: list[Tensor]) -> Tensor:
-    return torch.stack(states).mean(0) if states else torch.zeros(16, dtype=torch.float64)
-
-
-def _alike(states: list[Tensor]) -> float:
-    if not states:
-        return 1.0
-    pairs = itertools.product(states, repeat=2)
-    return sum(float(torch.cosine_similarity(one, other, dim=0)) for one, other in pairs) / len(states) ** 2
+    want = [
+        by_pair.top_blocks(query[b], key[b], begin, (rows, columns), **budget)  # type: ignore[arg-type]
+        for b, begin in enumerate(begins(first))
+    ]
+    assert torch.equal(seen(made, 2, 4, queries, keys), torch.stack(want))
 
 
 # ---------------------------------------------------------------- all of them
