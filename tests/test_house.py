@@ -152,6 +152,7 @@ def test_every_method_has_contract_cases() -> None:
     tables = (
         cases.METHOD_CASES,
         cases.BYPASS_CASES,
+        cases.SPARSE_CASES,
         towers.TOWER_CASES,
         caches.KV_CASES,
         caches.LOGIT_CASES,

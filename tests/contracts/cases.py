@@ -7,6 +7,7 @@ from vlm_eff.tokens import (
     atp_learned,
     average_pool,
     cdpruner,
+    cross_modal_window,
     dart,
     divprune,
     dycoke,
@@ -25,9 +26,12 @@ from vlm_eff.tokens import (
     random_drop,
     redundancy_drop,
     sparsevlm,
+    streaming_heads,
+    top_blocks,
     uniform_grid,
     v2drop,
     vcast,
+    vertical_slash,
     victor,
     visionzip,
     vispruner,
@@ -124,5 +128,30 @@ BYPASS_CASES: dict[str, tuple[Plugin, Plugin, Plugin]] = {
         zipvl_attention(),
         zipvl_attention(keep_mass=0.7, layers=(0, 1, 2, 5), recent=0.1, random=0.2, seed=5),
         zipvl_attention(keep_mass=1.0),
+    ),
+}
+
+# these leave every token in every layer's attention, and take pairs of tokens out of it: as above. Prompts of the tiny
+# models are shorter than any default, with which nothing changes: the easy ones look far, the hard ones near
+SPARSE_CASES: dict[str, tuple[Plugin, Plugin, Plugin]] = {
+    "cross_modal_window": (
+        cross_modal_window(window=12),
+        cross_modal_window(window=3, sinks=1, layers=(0, 1, 2, 5), tile=(8, 4)),
+        cross_modal_window(),
+    ),
+    "streaming_heads": (
+        streaming_heads(sinks=4, local=12),
+        streaming_heads(sinks=2, local=7, dense_heads=((0, 1), (2, 0), (5, 1)), layers=(0, 1, 2, 5), tile=(4, 4)),
+        streaming_heads(),
+    ),
+    "top_blocks": (
+        top_blocks(keep_count=6, tile=(4, 4)),
+        top_blocks(keep_mass=0.5, similarity=0.1, layers=(0, 1, 2, 5), tile=(4, 2)),
+        top_blocks(keep_mass=1.0),
+    ),
+    "vertical_slash": (
+        vertical_slash(verticals=12, slashes=12, last=8, sinks=2, local=4, tile=(16, 8)),
+        vertical_slash(verticals=4, slashes=5, last=5, sinks=1, local=2, layers=(0, 1, 2, 5), tile=(4, 4)),
+        vertical_slash(),
     ),
 }

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from tests.blocks_oracle import blocks_by_pair
 from tests.extended import with_registers
 from tests.oracle import Dropped, bypassed_tokens, decoder_layers, masked_generate, masked_logits
 from tests.tiny import TinyInputs, tiny_vlm, visual_layout, visual_mask
@@ -23,6 +24,7 @@ from vlm_eff.core.plugin import Plugin
 from vlm_eff.importance.spatial import pooled_grid
 from vlm_eff.tokens.reduce.drop import Drop
 from vlm_eff.tokens.reduce.pool import AveragePool
+from vlm_eff.tokens.sparse_prefill import SparsePrefill
 
 STEPS = 8
 LAYERS = 6
@@ -126,6 +128,9 @@ def reference_logits(model: PreTrainedModel, inputs: TinyInputs, plugin: Plugin,
 
     What other merges write is taken over from the attached run: the methods' own tests say what it has to be.
     """
+    if isinstance(plugin, SparsePrefill):
+        with blocks_by_pair(model, plugin, inputs):
+            return bare(model, inputs)
     if plugin.name == "victor":
         with registers(model, inputs, plugin, handle):
             return bare(model, inputs, use_cache=False)
@@ -143,6 +148,9 @@ def reference_generate(
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor]:
     """Masked generation with the survivors of `handle`; `repeats`: rows that beams or samples make of one prompt."""
+    if isinstance(plugin, SparsePrefill):
+        with blocks_by_pair(model, plugin, inputs, repeats=repeats):
+            return masked_generate(model, inputs, {}, steps, **kwargs)
     if plugin.name == "victor":
         with registers(model, inputs, plugin, handle, repeats):
             return masked_generate(model, inputs, {}, steps, use_cache=False, **kwargs)

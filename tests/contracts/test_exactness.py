@@ -3,7 +3,17 @@
 import pytest
 
 from tests.contracts import checks
-from tests.contracts.cases import ADD_TOKENS, BYPASS_CASES, EASY, HARD, HARDEST, KEEP_ALL, METHOD_CASES, NEVER_KEEP_ALL
+from tests.contracts.cases import (
+    ADD_TOKENS,
+    BYPASS_CASES,
+    EASY,
+    HARD,
+    HARDEST,
+    KEEP_ALL,
+    METHOD_CASES,
+    NEVER_KEEP_ALL,
+    SPARSE_CASES,
+)
 from tests.contracts.tower_cases import TOWER_CASES, TOWER_NOTHING
 from tests.tiny import FAMILIES, VIDEO_FAMILIES
 from vlm_eff import methods
@@ -20,7 +30,7 @@ VIDEOS = [(family, kind) for family in VIDEO_FAMILIES for kind in (True, "mixed"
 def test_cases_cover_every_method() -> None:
     assert set(METHOD_CASES) == set(KEEP_ALL) | NEVER_KEEP_ALL
     # every method is in exactly one of the tables
-    assert sorted([*METHOD_CASES, *BYPASS_CASES, *TOWER_CASES]) == [
+    assert sorted([*METHOD_CASES, *BYPASS_CASES, *SPARSE_CASES, *TOWER_CASES]) == [
         name for name, method in methods().items() if method.room == "tokens"
     ]
     assert set(TOWER_CASES) == set(TOWER_NOTHING)

@@ -14,11 +14,12 @@ from tests.contracts import (
     checks,
     kit,
 )
+from tests.sabotage.block_saboteurs import BLOCK_SABOTEURS
 from tests.sabotage.kv_saboteurs import KV_SABOTEURS
 from tests.sabotage.saboteurs import SABOTEURS as DECODER_SABOTEURS
 from tests.sabotage.tower_saboteurs import TOWER_SABOTEURS
 
-SABOTEURS = DECODER_SABOTEURS | TOWER_SABOTEURS | KV_SABOTEURS
+SABOTEURS = DECODER_SABOTEURS | TOWER_SABOTEURS | KV_SABOTEURS | BLOCK_SABOTEURS
 
 # what checks are made of
 NO_CHECK = {"image_tokens", "entry_embeds", "found_cells", "true_cells", "words", "next_turn", "as_embeddings"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,6 +58,16 @@ class Attend:
 
 
 @dataclass(frozen=True)
+class AttendBlocks:
+    """Compute the attention of one layer only in blocks of queries and keys that a pattern lists; nobody is dropped.
+
+    pattern: makes the lists when queries and keys are there, see `models/attend_blocks.py`
+    """
+
+    pattern: Any
+
+
+@dataclass(frozen=True)
 class Append:
     """Put new tokens right behind the last visual candidate of each row.
 
@@ -89,4 +99,4 @@ class Bias:
     penalty: Tensor | None = None
 
 
-Action = Keep | Attend | Append | TakeOver | Bias
+Action = Keep | Attend | AttendBlocks | Append | TakeOver | Bias

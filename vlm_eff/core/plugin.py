@@ -35,7 +35,8 @@ class Site:
 
 @dataclass(frozen=True)
 class AttentionSite(Site):
-    """Inside a decoder layer, when its queries and keys are made and before they attend; answered with `Attend`.
+    """Inside a decoder layer, when its queries and keys are made and before they attend; answered with `Attend` or
+    `AttendBlocks`.
 
     What the plugin asks to see of this very layer is there already.
     """
@@ -242,6 +243,11 @@ class Plugin(ABC):
         A `Site` comes with a `View`, a `TowerSite` with a `TowerView`, a `CacheSite` with a `CacheView`, a `LogitSite`
         with None.
         """
+
+    @property
+    def causal(self) -> bool:
+        """True when the plugin works only where a token sees nothing but what comes before it."""
+        return False
 
     @property
     def trains(self) -> bool:

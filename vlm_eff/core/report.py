@@ -103,6 +103,8 @@ class PrefillReport:
     visual_per_layer:   visual tokens present at each decoder layer, mean over the rows
     sequence_per_layer: sequence length computed at each decoder layer, fillers included
     attended_per_layer: the part of it that takes part in the layer's attention
+    listed_per_layer:   share of the pairs of tokens of a causal pass that the layer attends in, mean over heads
+    computed_per_layer: the share that is computed: without a kernel all of them are, and those not listed are hidden
     asked_per_layer:    visual tokens the plugins asked for at each layer, mean over the rows
     kv_tokens:          cache entries a row at each layer after the call; kv_logical is what a bare model stores
     kv_bytes:           bytes of keys and values after the call; kv_bytes_bare is what a bare model stores
@@ -130,6 +132,8 @@ class PrefillReport:
     host_ms: float
     selection_ms: float
     masks_built: int
+    listed_per_layer: tuple[float, ...] = ()
+    computed_per_layer: tuple[float, ...] = ()
 
     @property
     def n_eq(self) -> float:
@@ -231,6 +235,9 @@ def _lines(report: PrefillReport) -> list[str]:
     if report.attended_per_layer != report.sequence_per_layer:
         mean, whole = _mean(report.attended_per_layer), _mean(report.sequence_per_layer)
         among = [f"  attention        {whole:.0f} tokens bare, among {mean:.1f} realised, mean over layers"]
+    if any(share < 1 for share in report.listed_per_layer):
+        listed, computed = _mean(report.listed_per_layer), _mean(report.computed_per_layer)
+        among.append(f"  attention        {listed:.1%} of its pairs asked, {computed:.1%} computed, mean over layers")
     return [
         f"  visual tokens    {visual:.0f} bare, by stage {stages or 'none dropped'}",
         f"  n_eq             {visual:.0f} bare, {asked:.1f} asked, {n_eq:.1f} realised ({n_eq / visual:.0%})",

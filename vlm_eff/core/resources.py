@@ -21,7 +21,7 @@ class Resource(Enum):
     CACHE_ENTRIES = "entries of the KV cache"
     CACHE_FORM = "form in which entries of the KV cache are stored"
     LOGITS = "attention logits of the language model"
-    ATTENTION_TOKENS = "visual tokens that take part in a decoder layer's attention"
+    ATTENTION_TOKENS = "visual tokens, or pairs of tokens, that take part in a decoder layer's attention"
 
 
 def check_conflicts(plugins: Sequence[Plugin]) -> None:

@@ -45,6 +45,10 @@ _VIDEO = "acts on videos; a picture passes untouched"
 EXEMPT: dict[str, str] = {
     **dict.fromkeys(("dycoke", "evs", "fastvid", "prunevid", "vcast"), _VIDEO),
     "zipvl_attention": "every token stays; only attention is computed among fewer",
+    **dict.fromkeys(
+        ("cross_modal_window", "streaming_heads", "top_blocks", "vertical_slash"),
+        "every token stays; only pairs of them are left out of attention",
+    ),
     "adaptive_pool": "pools to a grid that is given, not to a budget; average_pool is the same pooling at a budget",
 }
 # of the bundled model: methods for videos have nothing to do on it

@@ -47,6 +47,7 @@ class Family:
     frames_apart:    text parts the frames of a video, so only the tower's grid tells which frames belong together
     class_token:     the tower's first token may be no patch (some models of the family carry a tower without)
     tower_map:       brings values of patches to the visual tokens
+    both_ways:       images, or whole prompts, are attended to in both directions
     projector:       attribute of the core model that turns each tower feature into one token by itself, whose output
                      enters the language model as it is; None where a token is made otherwise
     transformers:    releases the contract tests ran with
@@ -62,6 +63,7 @@ class Family:
     frames_apart: bool = False
     class_token: bool = False
     projector: str | None = None
+    both_ways: bool = False
     transformers: str = "5.23"
 
 
@@ -71,6 +73,11 @@ FAMILIES: Registry[Family] = Registry("model family")
 def video_families() -> tuple[str, ...]:
     """Families whose prompts may hold video tokens; elsewhere frames come as images."""
     return tuple(name for name in FAMILIES if FAMILIES.get(name).video)
+
+
+def causal_families() -> tuple[str, ...]:
+    """Families in which a token sees nothing but what comes before it."""
+    return tuple(name for name in FAMILIES if not FAMILIES.get(name).both_ways)
 
 
 def add_family(family: Family) -> None:

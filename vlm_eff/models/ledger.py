@@ -253,6 +253,9 @@ def _report(
     sequence = [size for size, _ in sizes]
     attended = [call.attended[layer].size if layer in call.attended else sequence[layer] for layer in layers]
     keys = [size + past for size, (_, past) in zip(attended, sizes, strict=True)]
+    listed = [float(call.listed[layer][0]) if layer in call.listed else 1.0 for layer in layers]
+    computed = [share if layer in call.listed and call.listed[layer][1] else 1.0 for layer, share in enumerate(listed)]
+    asking = [size * share for size, share in zip(attended, computed, strict=True)]
     asked = _asked(adapter, plugins, call, visual)
     asked_per_layer = [sum(row[layer] for row in asked) / call.rows for layer in layers]
     total = call.past + call.length
@@ -272,11 +275,13 @@ def _report(
         kv_bytes=sum(held for _, _, held in element),
         kv_bytes_bare=call.rows
         * sum(min(total, _window(adapter, layer)) * one for layer, (_, one, _) in enumerate(element)),
-        flops=decoder_flops(adapter, sequence, keys, call.rows, attended),
+        flops=decoder_flops(adapter, sequence, keys, call.rows, asking),
         flops_bare=decoder_flops(adapter, [call.length] * len(layers), bare, call.rows),
         host_ms=elapsed,
         selection_ms=call.deciding * 1e3,
         masks_built=call.masks_built,
+        listed_per_layer=tuple(listed),
+        computed_per_layer=tuple(computed),
     )
 
 

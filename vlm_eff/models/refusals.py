@@ -33,6 +33,14 @@ def refuse_plugins(adapter: Adapter, plugins: Sequence[Plugin]) -> None:
     for plugin in plugins:
         if plugin.revives:
             _refuse_revival(adapter, plugin)
+        if plugin.causal and (adapter.family.both_ways or not adapter.ordered):
+            raise CapabilityError(
+                explain(
+                    f"{plugin.name} on a {adapter.name} model, where images see what comes after them",
+                    "families in which a token sees nothing but what comes before it",
+                    "Use a method that drops tokens, such as pyramiddrop()",
+                )
+            )
         if plugin.positions == "reindexed" and adapter.family.multi_axis_rope:
             raise CapabilityError(
                 explain(

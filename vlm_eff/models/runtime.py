@@ -19,14 +19,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vlm_eff.core.action import Action, Attend, Bias
+from vlm_eff.core.action import Action, Attend, AttendBlocks, Bias
 from vlm_eff.core.handle import Handle, Undo
 from vlm_eff.core.plugin import AttentionSite, Plugin, Site
 from vlm_eff.core.report import Stats, VisualTokens
 from vlm_eff.models import refusals, seams
 from vlm_eff.models.adapter import Adapter
 from vlm_eff.models.apply import apply_action, check_labels, renumber
-from vlm_eff.models.attend import Among, among
+from vlm_eff.models.attend import among
+from vlm_eff.models.attend_blocks import by_blocks
 from vlm_eff.models.cache_layer import guard, is_logical, stored_layer
 from vlm_eff.models.call import Call, Entry, find_spans, has_placeholders, modality_of
 from vlm_eff.models.kv.layer import CompressedLayer
@@ -38,6 +39,7 @@ from vlm_eff.models.registers import return_guests
 from vlm_eff.models.revive import Reviver
 from vlm_eff.models.rows import PromptRows
 from vlm_eff.models.soft import add_log_weight
+from vlm_eff.models.tap import Instead
 from vlm_eff.models.translate import Translator
 from vlm_eff.models.view import View
 from vlm_eff.models.vit.attach import tower_runtime
@@ -286,7 +288,7 @@ class Runtime:
         self.ledger.stage(call, plugin.name, index, candidates.count)
         return hidden
 
-    def _attend(self, call: Call, index: int) -> Among | None:
+    def _attend(self, call: Call, index: int) -> Instead | None:
         """Ask the plugins that act inside the attention of a layer; resources leave one of them."""
         assert call.inside is not None
         for plugin in self._inside[index]:
@@ -295,6 +297,8 @@ class Runtime:
             call.deciding += time.perf_counter() - started
             if isinstance(action, Attend):
                 return among(call, index, action)
+            if isinstance(action, AttendBlocks):
+                return by_blocks(self.adapter, call, index, action)
         return None
 
     def _layer_after(self, index: int, output: Any) -> Any:

@@ -7,13 +7,16 @@ from vlm_eff.tokens.budget import for_budget
 from vlm_eff.tokens.methods.baselines import average_pool, random_drop, uniform_grid
 from vlm_eff.tokens.methods.decoder.atp import atp
 from vlm_eff.tokens.methods.decoder.atp_learned import atp_learned
+from vlm_eff.tokens.methods.decoder.block_sparse import top_blocks, vertical_slash
 from vlm_eff.tokens.methods.decoder.content import magnitude_drop, redundancy_drop
+from vlm_eff.tokens.methods.decoder.cross_modal_window import cross_modal_window
 from vlm_eff.tokens.methods.decoder.dart import dart
 from vlm_eff.tokens.methods.decoder.fastv import fastv
 from vlm_eff.tokens.methods.decoder.feather import feather
 from vlm_eff.tokens.methods.decoder.lazyllm import lazyllm
 from vlm_eff.tokens.methods.decoder.pyramiddrop import pyramiddrop
 from vlm_eff.tokens.methods.decoder.sparsevlm import sparsevlm
+from vlm_eff.tokens.methods.decoder.streaming_heads import streaming_heads
 from vlm_eff.tokens.methods.decoder.v2drop import v2drop
 from vlm_eff.tokens.methods.decoder.victor import victor
 from vlm_eff.tokens.methods.decoder.vtw import vtw, withdrawal_layer
@@ -42,6 +45,7 @@ __all__ = [
     "atp_learned",
     "average_pool",
     "cdpruner",
+    "cross_modal_window",
     "dart",
     "divprune",
     "dycoke",
@@ -63,10 +67,13 @@ __all__ = [
     "random_drop",
     "redundancy_drop",
     "sparsevlm",
+    "streaming_heads",
     "tome",
+    "top_blocks",
     "uniform_grid",
     "v2drop",
     "vcast",
+    "vertical_slash",
     "victor",
     "visionzip",
     "vispruner",

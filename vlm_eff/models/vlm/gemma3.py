@@ -14,4 +14,6 @@ def _pooled(config: Any, run: TowerRun) -> PatchMap:
     return lambda values: windows(values, side, side, window)
 
 
-add_family(Family("gemma3", lambda config: squares(config.mm_tokens_per_image, an_image_is="tile"), _pooled))
+add_family(
+    Family("gemma3", lambda config: squares(config.mm_tokens_per_image, an_image_is="tile"), _pooled, both_ways=True)
+)

@@ -17,4 +17,4 @@ def _layout(config: Any) -> Layout:
 
 
 add_family(Family("llava", _layout, one_to_one, class_token=True, projector="multi_modal_projector"))
-add_family(Family("paligemma", _layout, one_to_one))
+add_family(Family("paligemma", _layout, one_to_one, both_ways=True))
