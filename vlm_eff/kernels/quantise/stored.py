@@ -53,11 +53,14 @@ class Quantised:
         lines = lines.flatten(-2)[..., :length].clamp(-limit, limit).to(dtype)
         if self.format.axis == "token":
             return lines
-        if self.present is not None:
-            order = valid_first(unpack(self.present, 1, self.count).bool())
+        if (order := self.order()) is not None:
             # the place of an entry among those that were moved to the front
             lines = lines.gather(-1, order.argsort(-1)[:, :, None].expand_as(lines))
         return lines.transpose(2, 3).contiguous()
+
+    def order(self) -> Tensor | None:
+        """The entry [B, Hkv, P] int64 at each place of a line of one channel; None where it is the place itself."""
+        return None if self.present is None else valid_first(unpack(self.present, 1, self.count).bool())
 
     def select(self, rows: Tensor) -> Quantised:
         """The given rows [N] of the batch, in that order; a row may come several times."""
