@@ -1,10 +1,13 @@
 """`vlm-eff kernels`: every operation with its forms, and why kernels cannot run on a device."""
 
 import json
+from importlib import import_module
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+from vlm_eff import kernels
 from vlm_eff.cli import app
 from vlm_eff.kernels import ops
 
@@ -37,6 +40,8 @@ def test_a_device_that_is_not_there_is_named(device: str) -> None:
 
 
 def test_every_operation_can_be_imported_from_one_place() -> None:
+    for path in Path(kernels.__file__).parent.glob("*/op.py"):
+        import_module(f"vlm_eff.kernels.{path.parent.name}.op")
     for name in ops.operations():
         assert getattr(ops, name).__name__ == name
         assert name in ops.__all__

@@ -5,6 +5,7 @@ from vlm_eff.kernels.column_scores import column_scores
 from vlm_eff.kernels.compact import compact, compact_heads
 from vlm_eff.kernels.dispatch import Backend, operations, prefer, why_not
 from vlm_eff.kernels.merge import merge_tokens, sum_into
+from vlm_eff.kernels.packed_decode import packed_decode
 from vlm_eff.kernels.quantise import quantise
 from vlm_eff.kernels.selected_attention import selected_attention
 from vlm_eff.kernels.sparse_attention import sparse_attention
@@ -18,6 +19,7 @@ __all__ = [
     "compact_heads",
     "merge_tokens",
     "operations",
+    "packed_decode",
     "prefer",
     "quantise",
     "selected_attention",
