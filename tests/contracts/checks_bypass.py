@@ -81,9 +81,9 @@ def attention_alone_is_saved(family: str, plugin: Plugin) -> None:
     assert "among" in str(handle.stats())
 
 
-def earlier_turns_are_keys(family: str, plugin: Plugin) -> None:
+def earlier_turns_are_keys(family: str, plugin: Plugin, attn: str = "sdpa") -> None:
     """The first turn's tokens are keys for everybody who attends in the second one, bypassed or not."""
-    model, first = kit.model_of(family), tiny_inputs(family, (1, 2))
+    model, first = kit.model_of(family, attn), tiny_inputs(family, (1, 2))
     later = tiny_inputs(family, (1, 1), text=(6, 6), seed=8)
     length = first["input_ids"].shape[1]
     turn = next_turn(model, first, family, length, later)

@@ -107,9 +107,10 @@ def test_bypassing_among_survivors_equals_masking(family: str, pad: str, first: 
     kit.differs(run.logits[left], alone.logits[left])
 
 
-def test_a_second_image_on_the_same_cache() -> None:
+@attentions
+def test_a_second_image_on_the_same_cache(attn: str) -> None:
     """Tokens of earlier turns are keys for whoever attends, in a layer that bypasses."""
-    checks_bypass.earlier_turns_are_keys("llava", zipvl_attention(keep_mass=0.6, layers=(1, 2), recent=0.2))
+    checks_bypass.earlier_turns_are_keys("llava", zipvl_attention(keep_mass=0.6, layers=(1, 2), recent=0.2), attn)
 
 
 def test_bfloat16_runs() -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vlm_eff.core.errors import CapabilityError
-from vlm_eff.models.masks import map_mask
+from vlm_eff.models.masks import map_mask, plain_first
 from vlm_eff.models.token_map import TokenMap
 
 LENGTH = 8
@@ -122,3 +122,52 @@ def test_a_sliding_mask_does_not_begin_at_position_zero() -> None:
 def test_a_mask_of_another_kind_is_refused(mask: Any) -> None:
     with pytest.raises(CapabilityError, match="attention mask of type"):
         mapped(mask)
+
+
+def test_a_mask_that_is_causal_with_padding_has_a_first_key() -> None:
+    real = torch.ones(2, LENGTH, dtype=torch.bool)
+    real[0, :2] = False
+    for mask in (full_mask(), additive(full_mask())):
+        # what padding sees is nobody's business
+        mask = torch.cat([mask[:1], mask[1:]])
+        mask[0, 0, 0, 5] = mask[1, 0, -1, 0]
+        first = plain_first(mask, real)
+        assert first is not None and first.tolist() == [2, 0]
+    # older keys in front, of which three are padding
+    older = torch.cat([torch.ones(2, 1, LENGTH, 5, dtype=torch.bool), full_mask(0)], 3)
+    older[1, ..., :3] = False
+    first = plain_first(older, real.fill_(True))
+    assert first is not None and first.tolist() == [0, 3]
+    shared = plain_first(full_mask(0)[1:], real)
+    assert shared is not None and shared.tolist() == [0, 0]
+
+
+def _window(mask: Tensor) -> Tensor:
+    return mask & ~torch.ones_like(mask).tril(-4)
+
+
+def _ahead(mask: Tensor) -> Tensor:
+    mask[1, 0, 2, 3] = True
+    return mask
+
+
+def _hole(mask: Tensor) -> Tensor:
+    mask[..., 4] = False
+    return mask
+
+
+def _soft(mask: Tensor) -> Tensor:
+    made = additive(mask)
+    made[1, 0, 6, 2] = -0.5
+    return made
+
+
+def _by_head(mask: Tensor) -> Tensor:
+    return torch.cat([mask, mask], 1)
+
+
+@pytest.mark.parametrize("change", [_window, _ahead, _hole, _soft, _by_head, lambda mask: mask[:, 0, 0]])
+def test_a_mask_that_says_more_has_none(change: Any) -> None:
+    real = torch.ones(2, LENGTH, dtype=torch.bool)
+    real[0, :2] = False
+    assert plain_first(change(full_mask()), real) is None

@@ -289,6 +289,24 @@ def hides_the_past(original: Any) -> Any:
     return map_mask
 
 
+def attends_to_the_new(original: Any) -> Any:
+    """Older keys are taken for padding."""
+
+    def attend(query: Tensor, key: Tensor, *args: Any, **kwargs: Any) -> Any:
+        older = torch.full((query.shape[0],), key.shape[2] - query.shape[2])
+        return original(query, key, *args, **kwargs | {"first": older})
+
+    return attend
+
+
+def everything_is_real(original: Any) -> Any:
+    return lambda self: torch.ones_like(original(self))
+
+
+def begins_at_once(original: Any) -> Any:
+    return lambda mask, real: torch.zeros(len(real), dtype=torch.long)
+
+
 def everything_is_a_video(original: Any) -> Any:
     """Images get frame numbers too."""
 

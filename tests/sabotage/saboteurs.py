@@ -80,7 +80,16 @@ SABOTEURS: dict[str, Saboteur] = {
         checks_bypass.attention_alone_is_saved, ("llava", ZIPVL)),
     "earlier turns are no keys": Saboteur(
         f"{MODELS}.attend.map_mask", broken.hides_the_past,
+        checks_bypass.earlier_turns_are_keys, ("llava", ZIPVL, "eager")),
+    "earlier turns are no keys of the operation": Saboteur(
+        f"{MODELS}.attend.selected_attention", broken.attends_to_the_new,
         checks_bypass.earlier_turns_are_keys, ("llava", ZIPVL)),
+    "padding is chosen": Saboteur(
+        f"{MODELS}.attend.Among._real", broken.everything_is_real,
+        checks.drop_equals_mask, ("llava", "sdpa", ZIPVL)),
+    "images that look ahead are taken for causal": Saboteur(
+        f"{MODELS}.attend.plain_first", broken.begins_at_once,
+        checks.drop_equals_mask, ("gemma3", "sdpa", ZIPVL)),
     "registers see those behind them": Saboteur(
         f"{MODELS}.masks.hide_registers", lambda original: lambda mask, queries: mask,
         checks.drop_equals_mask, ("llava", "sdpa", HARD["victor"])),

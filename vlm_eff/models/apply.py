@@ -7,6 +7,7 @@ from torch import Tensor
 
 from vlm_eff.core.action import Action, Append, Keep, Merge, TakeOver
 from vlm_eff.core.errors import CapabilityError, explain
+from vlm_eff.kernels.compact import compact
 from vlm_eff.models.call import Call
 from vlm_eff.models.registers import append, take_over
 from vlm_eff.models.token_map import TokenMap
@@ -25,14 +26,14 @@ def apply_action(
         return *append(action, hidden, survivors, spans, ordered), spans
     if isinstance(action, TakeOver):
         owned, order, carriers = take_over(survivors, spans)
-        return hidden.gather(1, order[:, :, None].expand(-1, -1, hidden.shape[-1])), owned, carriers
+        return compact([hidden], order)[0], owned, carriers
     assert isinstance(action, Keep)
     if isinstance(action, Merge):
         hidden = _write(action, hidden, survivors, spans)
     kept = spans.take(action.index, action.valid)
     gone = spans.mask(survivors.length) & ~kept.mask(survivors.length)
     narrowed, order = survivors.narrow(~gone.gather(1, survivors.index))
-    return hidden.gather(1, order[:, :, None].expand(-1, -1, hidden.shape[-1])), narrowed, kept
+    return compact([hidden], order)[0], narrowed, kept
 
 
 def _write(action: Merge, hidden: Tensor, survivors: TokenMap, spans: VisualSpans) -> Tensor:

@@ -9,6 +9,9 @@ from vlm_eff.core.errors import CapabilityError, explain
 from vlm_eff.models.registers import hide_registers
 from vlm_eff.models.token_map import TokenMap, gather_slots
 
+# rows of a mask that are compared at a time
+_ROWS = 512
+
 
 def map_mask(
     mask: Tensor | None, keys: Tensor, valid: Tensor | None, queries: TokenMap | None, total: int, length: int
@@ -60,3 +63,38 @@ def _explicit(keys: Tensor, valid: Tensor | None, queries: TokenMap | None, past
     blank = ~mask.any(-1, keepdim=True)
     made = (mask | (blank & (keys[:, None, :] == rows[:, :, None])))[:, None]
     return made if queries is None else hide_registers(made, queries)
+
+
+def plain_first(mask: Tensor, real: Tensor) -> Tensor | None:
+    """First key [B] that the real rows of a mask see, if each sees all keys from there to its own and no other.
+
+    mask: [B or 1, 1, N, K] bool (True attends) or float (added), of which the last N keys belong to the N queries
+    real: [B, N] which queries count; what the others see is not looked at
+    None for a mask that says anything else (a window, images that look ahead, weights, heads of their own). Asks the
+    device once; compares rows in chunks, so that nothing of the size of the mask is made.
+    """
+    if not isinstance(mask, Tensor) or mask.dim() != 4 or mask.shape[1] != 1 or mask.shape[2] != real.shape[1]:
+        return None
+    mask = mask[:, 0].expand(real.shape[0], -1, -1)
+    rows, keys = mask.shape[1:]
+    column = torch.arange(keys, device=mask.device)
+    own = column[keys - rows :]
+    # the last real row sees the most
+    last = (real * torch.arange(1, rows + 1, device=mask.device)).argmax(1)
+    widest = mask[torch.arange(len(mask), device=mask.device), last]
+    first = (_sees(widest).to(torch.int8)).argmax(1)
+    plain = torch.ones((), dtype=torch.bool, device=mask.device)
+    for start in range(0, rows, _ROWS):
+        part = mask[:, start : start + _ROWS]
+        want = (column <= own[start : start + _ROWS, None]) & (column >= first[:, None, None])
+        fits = (_sees(part) == want) & (_sees(part) | _hides(part))
+        plain = plain & (fits | ~real[:, start : start + _ROWS, None]).all()
+    return first if bool(plain) else None
+
+
+def _sees(mask: Tensor) -> Tensor:
+    return mask if mask.dtype == torch.bool else mask == 0
+
+
+def _hides(mask: Tensor) -> Tensor:
+    return ~mask if mask.dtype == torch.bool else mask <= torch.finfo(mask.dtype).min / 2

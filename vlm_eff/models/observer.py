@@ -23,6 +23,7 @@ from vlm_eff.core.plugin import (
     TowerObservation,
 )
 from vlm_eff.core.tower import TowerSite
+from vlm_eff.kernels.compact import compact
 from vlm_eff.models.adapter import Adapter
 from vlm_eff.models.call import Call
 from vlm_eff.models.observe import (
@@ -148,7 +149,7 @@ class ObservedCall:
             raise _not_seen(f"the input of layer {wanted.layer}")
         hidden, survivors = self.call.inputs[wanted.layer]
         at = survivors.physical(torch.where(rows.valid, rows.slot, survivors.index[:, -1:]))
-        return hidden.gather(1, at[:, :, None].expand(-1, -1, hidden.shape[2]))
+        return compact([hidden], at)[0]
 
     def _source(self, wanted: QueryRow | QueryRows) -> tuple[Source, TokenMap]:
         layer = self.adapter.layers[wanted.layer]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vlm_eff.core.action import Append
 from vlm_eff.core.errors import CapabilityError, explain
+from vlm_eff.kernels.compact import compact
 from vlm_eff.models.token_map import Registers, TokenMap
 from vlm_eff.models.visual import VisualSpans
 
@@ -48,7 +49,7 @@ def append(
         Registers(mark, anchor, guests=True, count=new, ordered=ordered),
     )
     both = torch.cat([hidden, action.hidden.to(hidden.dtype)], 1)
-    return both.gather(1, order[:, :, None].expand(-1, -1, hidden.shape[-1])), longer
+    return compact([both], order)[0], longer
 
 
 def _carriers(action: Append, spans: VisualSpans, new: int) -> Tensor:

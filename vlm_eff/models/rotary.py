@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from vlm_eff.kernels.compact import compact
 from vlm_eff.models.adapter import Adapter
 from vlm_eff.models.call import Call
 from vlm_eff.models.layer_call import LayerCall
@@ -29,4 +30,4 @@ def tables_of(adapter: Adapter, call: Call, index: int, now: LayerCall, hidden: 
         return call.shared("rope", (tables[0], positions), lambda: adapter.rotary(index, hidden, positions))
     if survivors is None or tables is None:
         return tables
-    return call.shared("rope", (tables[0], survivors), lambda: tuple(survivors.gather(t) for t in tables))
+    return call.shared("rope", (tables[0], survivors), lambda: tuple(compact(list(tables), survivors.index)))

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from vlm_eff.kernels.compact import compact
+
 
 @dataclass(frozen=True)
 class Registers:
@@ -95,9 +97,9 @@ class TokenMap:
         ragged = bool((count != width).any())
         return TokenMap(self.index.gather(1, order), valid, self.length, ragged, registers), order
 
-    def gather(self, tensor: Tensor, dim: int = 1) -> Tensor:
-        """Take the survivors of a full-length tensor; batch is dimension 0 and may be 1 (then it is expanded)."""
-        return gather_slots(tensor, self.index, dim)
+    def gather(self, tensor: Tensor) -> Tensor:
+        """Take the survivors of a full-length tensor [B or 1, S, ...]."""
+        return compact([tensor], self.index)[0]
 
     def scatter(self, tensor: Tensor) -> Tensor:
         """Put `tensor` [B, N, ...] back to full length [B, S, ...]; dropped places are zero."""

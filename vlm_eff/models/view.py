@@ -18,6 +18,7 @@ from vlm_eff.core.plugin import (
     TowerKeys,
     TowerObservation,
 )
+from vlm_eff.kernels.compact import compact
 from vlm_eff.models.rows import Attended, PromptRows, Rows
 from vlm_eff.models.token_map import TokenMap
 from vlm_eff.models.visual import VisualSpans
@@ -68,7 +69,7 @@ class View:
 
     def visual_hidden(self) -> Tensor:
         """Hidden states of the candidates [B, V, D]; columns beyond a row's own count hold other tokens."""
-        return self.hidden.gather(1, self.physical[:, :, None].expand(-1, -1, self.hidden.shape[-1]))
+        return compact([self.hidden], self.physical)[0]
 
     def query_logits(self, wanted: QueryRow) -> tuple[Tensor, Tensor]:
         """Attention logits of the last prompt token [B, H, S] over all keys, and each candidate's key column [B, V].
@@ -89,8 +90,7 @@ class View:
 
     def hidden_at(self, rows: Rows) -> Tensor:
         """Hidden states of `rows` [B, R, D]; columns beyond a row's own count hold other tokens."""
-        at = self.physical_of(rows)
-        return self.hidden.gather(1, at[:, :, None].expand(-1, -1, self.hidden.shape[-1]))
+        return compact([self.hidden], self.physical_of(rows))[0]
 
     def physical_of(self, rows: Rows) -> Tensor:
         """Positions of `rows` in `hidden` [B, R]; meaningless where not valid."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vlm_eff.core.cache import PADDING, TEXT, CacheRows, CacheSums
 from vlm_eff.importance.select import from_mask
+from vlm_eff.kernels.compact import compact
 from vlm_eff.models.token_map import TokenMap
 
 # multiplier of Knuth's multiplicative hash: spreads consecutive places over 32 bits
@@ -140,8 +141,7 @@ class Sums:
 
     def take(self, index: Tensor) -> Sums:
         """The columns `index` [B, Hkv, K]."""
-        at = index[..., None].expand(*index.shape, self.got.shape[3])
-        return Sums(self.got.gather(2, at), self.looks.gather(2, at))
+        return Sums(*compact([self.got, self.looks], index))
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from vlm_eff.core.cache import CacheRows
 from vlm_eff.core.errors import StateError, explain
 from vlm_eff.importance.low_rank import LowRank, factorise, query_metric, stored_numbers
 from vlm_eff.importance.select import from_mask
+from vlm_eff.kernels.compact import compact
 from vlm_eff.models.kv.places import Rotary
 from vlm_eff.models.kv.segments import Segment
 from vlm_eff.models.kv.view import Entries
@@ -73,13 +74,11 @@ class Factorised:
         entries: Entries,
     ) -> LowRankSegment:
         """Take the coefficients of the entries that are packed; see `models/kv/write.py`."""
-        index = from_mask(self.among.flatten(0, 1)).index.view(*position.shape, 1)
-        there = (position >= 0)[..., None]
-        parts = (
-            made.coefficients.gather(2, index.expand(-1, -1, -1, made.coefficients.shape[3])).masked_fill(~there, 0.0)
-            for made in (self.key, self.value)
-        )
-        return LowRankSegment(position, weight, next(parts), self.key.basis, next(parts), self.value.basis)
+        index = from_mask(self.among.flatten(0, 1)).index.view(position.shape)
+        filler = (position < 0)[..., None]
+        parts = compact([self.key.coefficients, self.value.coefficients], index)
+        key, value = (part.masked_fill(filler, 0.0) for part in parts)
+        return LowRankSegment(position, weight, key, self.key.basis, value, self.value.basis)
 
     @property
     def saves(self) -> Tensor:

@@ -18,6 +18,7 @@ from transformers import DynamicCache
 from vlm_eff.core.cache import CacheGradients
 from vlm_eff.core.errors import CapabilityError, explain
 from vlm_eff.core.plugin import Observation
+from vlm_eff.kernels.compact import compact
 from vlm_eff.models.adapter import Adapter
 from vlm_eff.models.call import Call
 from vlm_eff.models.kv.layer import CompressedLayer, Packed, compressed_layers
@@ -172,8 +173,8 @@ def note_gradients(scored: Gradients, layers: dict[int, CompressedLayer]) -> Non
     for need, found in scored.items():
         for index, made in found.items():
             if index in layers:
-                at = layers[index].positions().clamp(min=0).long()[..., None].expand(-1, -1, -1, made.shape[3])
-                layers[index].book.gradients[need] = made.gather(2, at)
+                at = layers[index].positions().clamp(min=0).long()
+                layers[index].book.gradients[need] = compact([made], at)[0]
 
 
 def _check(adapter: Adapter, *, plain: bool) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vlm_eff.core.cache import PADDING, TEXT, CacheGradients, CacheRows, CacheSums
 from vlm_eff.core.errors import CapabilityError, StateError, explain
 from vlm_eff.importance.modality_table import scale_logits
+from vlm_eff.kernels.compact import compact
 from vlm_eff.models.kv.book import Asked, Columns, Sums, final_rows
 from vlm_eff.models.kv.layer import CompressedLayer
 from vlm_eff.models.kv.places import Rotary
@@ -139,7 +140,7 @@ class Entries:
         made = self._cache.book.gradients.get(wanted)
         if made is None:
             raise _not_seen(f"gradients {wanted}", self.layer)
-        return made.gather(2, self.columns[..., None].expand(-1, -1, -1, made.shape[3]))
+        return compact([made], self.columns)[0]
 
     @property
     def ordinal(self) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vlm_eff.core.cache import EXACT, Stored
 from vlm_eff.importance.select import from_mask
+from vlm_eff.kernels.compact import compact
 from vlm_eff.models.kv.layer import CompressedLayer
 from vlm_eff.models.kv.segments import RaggedSegment, Segment
 from vlm_eff.models.kv.view import Entries
@@ -102,15 +103,10 @@ def _pick(decided: Stored, entries: Entries, number: int) -> _Picked:
     key = entries.key if decided.key is None else decided.key
     value = entries.value if decided.value is None else decided.value
     weight = entries.weight if decided.weight is None else decided.weight
-    wide = index[..., None].expand(-1, -1, -1, key.shape[-1])
-    wide_value = index[..., None].expand(-1, -1, -1, value.shape[-1])
-    return _Picked(
-        key.gather(2, wide),
-        value.gather(2, wide_value),
-        entries.position.gather(2, index).masked_fill(~valid, -1),
-        None if weight is None else weight.gather(2, index).masked_fill(~valid, 1.0),
-        index,
-    )
+    known = [key, value, entries.position] if weight is None else [key, value, entries.position, weight]
+    key, value, position, *weights = compact(known, index)
+    weight = weights[0].masked_fill(~valid, 1.0) if weights else None
+    return _Picked(key, value, position.masked_fill(~valid, -1), weight, index)
 
 
 def _move(cache: CompressedLayer, entries: Entries, closed: list[Segment], sources: list[Tensor], inside: int) -> None:
@@ -130,7 +126,4 @@ def _move(cache: CompressedLayer, entries: Entries, closed: list[Segment], sourc
     old.append(torch.arange(first + inside, total, device=entries.key.device).expand(*shape, -1))
     order = torch.cat(old, 2)
     book.sums = {kind: sums.take(order) for kind, sums in book.sums.items()}
-    wide = order[..., None]
-    book.gradients = {
-        kind: made.gather(2, wide.expand(*order.shape, made.shape[3])) for kind, made in book.gradients.items()
-    }
+    book.gradients = dict(zip(book.gradients, compact(list(book.gradients.values()), order), strict=True))
