@@ -60,8 +60,7 @@ def selected_attention_section(pairs: int) -> list[Row]:
     for name, length, heads, shared in PROMPTS:
         for dtype in DTYPES:
             query, key, value = (
-                torch.randn(1, count, length, WIDTH).to(DTYPES[dtype])
-                for count in (heads, shared, shared)
+                torch.randn(1, count, length, WIDTH).to(DTYPES[dtype]) for count in (heads, shared, shared)
             )
             for keep in (0.5, 0.25):
                 index = chosen(length, keep, 1)
@@ -130,7 +129,7 @@ def compact_section(pairs: int) -> list[Row]:
 # name -> rows of that section; add a function and its line to measure another operation
 SECTIONS: dict[str, Callable[[int], list[Row]]] = {
     "selected_attention": selected_attention_section,
-    "selected_attention, padded": padded_attention_section,
+    "selected_attention_padded": padded_attention_section,
     "compact": compact_section,
 }
 
