@@ -11,13 +11,14 @@ import torch
 
 from tests.blocks_oracle import blocks_by_pair
 from tests.contracts import kit
+from tests.contracts.checks_modes import next_turn, words
 from tests.oracle import decoder_layers
 from tests.tiny import tiny_inputs, tiny_vlm, visual_layout, visual_mask
 from vlm_eff import attach, plugin
 from vlm_eff.core.config import from_dict
 from vlm_eff.core.errors import CapabilityError, ConfigError
 from vlm_eff.core.plugin import BindContext
-from vlm_eff.kvcache import snapkv
+from vlm_eff.kvcache import kivi, snapkv, streaming_llm
 from vlm_eff.models import attend_blocks
 from vlm_eff.tokens import cross_modal_window, streaming_heads, top_blocks, vertical_slash
 
@@ -118,6 +119,56 @@ def test_the_prompt_is_attended_in_blocks_and_then_compressed(attn: str) -> None
         assert handle.stats().compressions
     with blocks_by_pair(model, NEAR, inputs):
         kit.same(logits[:, 0], kit.generate(model, inputs, 1)[1][:, 0])
+
+
+@pytest.mark.parametrize("attn", ["sdpa", "eager"])
+@pytest.mark.parametrize(
+    "store", [snapkv(keep_ratio=0.5, window=4), streaming_llm(sinks=2, keep_count=20), kivi(group=4, residual=4)]
+)
+def test_layers_over_a_compressed_cache_are_left_alone(store: Any, attn: str, seen: list[Any]) -> None:
+    """A second picture over what a plugin of the cache left: attended in full, as with that plugin alone."""
+    model, first = kit.model_of("llava", attn), tiny_inputs("llava", (1,))
+    later = tiny_inputs("llava", (1,), text=(6, 6), seed=8)
+    length = first["input_ids"].shape[1]
+    step = next_turn(model, first, "llava", length, {"input_ids": words(1, 1, 4)})
+    turn = next_turn(model, step, "llava", length + 1, later)
+    with attach(model, NEAR, store):
+        cache = None
+        for inputs in (first, step, turn):
+            out = kit.forward(model, inputs, past_key_values=cache, use_cache=True)
+            cache = out.past_key_values
+    assert len(seen) == kit.LAYERS
+    assert out.logits.isfinite().all()
+
+
+def _masks() -> dict[str, torch.Tensor]:
+    causal = torch.ones(2, 1, 6, 9).tril(3).bool()
+    added = torch.zeros(2, 1, 6, 9).masked_fill(~causal, torch.finfo(torch.float32).min)
+    return {
+        "a window": causal & torch.ones(6, 9).triu(1).bool(),
+        "looks ahead": causal | (torch.arange(9) < 6),
+        "two prompts": causal & ~((torch.arange(6)[:, None] > 2) & (torch.arange(9) < 5)),
+        "more keys than there are": torch.nn.functional.pad(causal, (1, 0), value=True),
+        "heads apart": causal.expand(-1, 4, -1, -1),
+        "weights": added + (torch.arange(9) == 2),
+    }
+
+
+@pytest.mark.parametrize("name", _masks())
+def test_masks_that_are_more_than_causal_with_padding_are_refused(name: str) -> None:
+    with pytest.raises(CapabilityError, match="causal with padding"):
+        attend_blocks._valid(_masks()[name], 6, 9)
+
+
+@pytest.mark.parametrize("pad", ["left", "right", "between"])
+@pytest.mark.parametrize("added", [False, True])
+def test_padding_is_read_off_the_mask(pad: str, added: bool) -> None:
+    real = torch.ones(2, 9, dtype=torch.bool)
+    real[1, {"left": slice(0, 5), "right": slice(7, 9), "between": slice(2, 5)}[pad]] = False
+    mask = torch.ones(2, 1, 6, 9).tril(3).bool() & real[:, None, None]
+    if added:
+        mask = torch.zeros(2, 1, 6, 9).masked_fill(~mask, torch.finfo(torch.float32).min)
+    assert torch.equal(attend_blocks._valid(mask, 6, 9), real)
 
 
 def test_gradients_are_refused() -> None:

@@ -79,11 +79,11 @@ class ByBlocks:
         """Attend in blocks, or run the attention function `run` where the pattern lets everything through.
 
         states: query [B, H, Q, Dh], key and value [B, Hkv, S, Dh] after the cache. Returns the output [B, Q, H, Dh] and
-        no weights. Layers with a sliding window, and with entries that a plugin of the cache compressed, are `run`.
+        no weights. Layers with a sliding window are `run`.
         """
         query, key, value = states
         call, window = self.call, kwargs.get("sliding_window")
-        if (window is not None and window < key.shape[2]) or call.shared("form", (mask,), lambda: _compressed(mask)):
+        if window is not None and window < key.shape[2]:
             return run(module, query, key, value, mask, **kwargs)
         options = {"scaling": kwargs.get("scaling"), "softcap": kwargs.get("softcap")}
         parts = call.shared("parts", (mask, key.shape[2]), lambda: _parts(call, mask, query, key.shape[2]))
@@ -136,15 +136,6 @@ def _visual(adapter: Adapter, call: Call) -> Tensor:
     return made if survivors.registers is None else made & ~survivors.registers.mark
 
 
-def _compressed(mask: Any) -> bool:
-    """Whether a mask tells heads apart or weighs keys: those of compressed caches do."""
-    if not isinstance(mask, Tensor) or mask.dim() == 2:
-        return False
-    if mask.shape[1] > 1:
-        return True
-    return mask.dtype != torch.bool and bool(((mask != 0) & (mask > torch.finfo(mask.dtype).min / 2)).any())
-
-
 def _parts(call: Call, mask: Tensor | None, query: Tensor, keys: int) -> list[Part]:
     """The batch whole where nothing is padding, else row by row; the lists of a row then do not depend on padding.
 
@@ -186,10 +177,12 @@ def _valid(mask: Tensor | None, queries: int, keys: int) -> Tensor | None:
     if mask.dim() == 2:
         return mask[:, -keys:].bool()
     seen = (mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2)[:, 0]
+    weighs = mask.dtype != torch.bool and bool((mask[:, 0].masked_fill(~seen, 0.0) != 0).any())
     # the last row, padding or not, sees every key that is one
     valid = seen[:, -1]
     wanted = valid.cumsum(1)[:, -queries:]
-    if mask.shape[-1] != keys or bool(((seen.sum(-1) != wanted) & valid[:, -queries:]).any()):
+    odd = mask.shape[1] != 1 or mask.shape[-1] != keys or weighs
+    if odd or bool(((seen.sum(-1) != wanted) & valid[:, -queries:]).any()):
         raise CapabilityError(
             explain(
                 "a mask that is not causal with padding alone",

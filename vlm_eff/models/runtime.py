@@ -4,7 +4,8 @@ Core model, before      note ids, mask, labels
 Decoder, before         find the visual tokens; refuse what cannot be carried
 Layer, before           ask the plugins of this layer; then bring hidden states, rotary tables, mask and cache to the
                         survivors. Everything Hugging Face sees outside stays at full length.
-Layer, inside           ask the plugins that act inside its attention, which then is computed among fewer tokens
+Layer, inside           ask the plugins that act inside its attention, which then is computed among fewer tokens, or
+                        fewer pairs of them
 Layer, after            DeepStack families: back to full length while features are still added
 Decoder, after          back to full length; note what was stored
 """
@@ -254,6 +255,7 @@ class Runtime:
             call.maps[index] = call.survivors
         if index in self._inside and call.spans is not None:
             call.inside = lambda: self._view(call, index, now, hidden)
+            call.compact = isinstance(layer_cache, CompressedLayer) and layer_cache.compressed
         if not changed and not is_logical(layer_cache):
             call.ropes[index] = now.rope
             return None
@@ -297,7 +299,7 @@ class Runtime:
             call.deciding += time.perf_counter() - started
             if isinstance(action, Attend):
                 return among(call, index, action)
-            if isinstance(action, AttendBlocks):
+            if isinstance(action, AttendBlocks) and not call.compact:
                 return by_blocks(self.adapter, call, index, action)
         return None
 

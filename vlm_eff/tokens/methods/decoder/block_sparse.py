@@ -35,8 +35,8 @@ def vertical_slash(
              take whole blocks of a fixed grid, there blocks at any offset. Padding is taken out first, so that a row
              does not depend on its batch. Turns without pictures, sliding layers and layers over a compressed cache
              attend in full
-    Cost     2 * last / L of the attention it stands for, and lists of blocks and keys for each head and layer; rows
-             of a padded batch are computed one by one
+    Cost     2 * last / L of the products it stands for, some passes over last * L numbers a head, and lists of blocks
+             and keys for each head and layer; rows of a padded batch are computed one by one
     Saves    attention FLOPs of the prefill; how many the report says. Attention is 1 % of a
              prefill's FLOPs at 640 tokens, 6 % at 3k, a third at 32k (7B): below about 8k tokens there is nothing to
              gain. Realised by the kernel, on a GPU; its speed is not measured yet. Without it pairs are hidden, not

@@ -35,8 +35,8 @@ def cross_modal_window(
              spared, which is slower than dense attention. No KV cache is saved
 
     Args:
-        window: keys up to its own that a visual token sees; the tokens of a few frames, for a video. A prompt that is
-            not longer is left untouched.
+        window: keys up to its own that a visual token sees, of those that other plugins left; the tokens of a few
+            frames, for a video. A prompt that is not longer is left untouched.
         sinks: first tokens of the prompt, which everybody sees.
         layers: decoder layers in which this is done; default all.
         tile: queries and keys of a block, as the kernel computes them; which pairs are seen does not depend on it.
