@@ -32,7 +32,7 @@ from dataclasses import dataclass, field
 from tests.aot.stub import ARCHITECTURES
 
 # what a matrix product becomes, by architecture
-TENSOR_CORES = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}
+TENSOR_CORES = {80: "HMMA", 86: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}
 Opcodes = tuple[str, ...]
 
 
