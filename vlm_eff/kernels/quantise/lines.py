@@ -24,6 +24,14 @@ def put(grouped: Tensor, place: Tensor, values: Tensor) -> Tensor:
     return spare.scatter(-1, target, values.to(grouped.dtype))[..., :-1]
 
 
-def valid_first(valid: Tensor) -> Tensor:
-    """Order [B, Hkv, P] that brings the valid entries to the front and leaves their own order."""
-    return (~valid).to(torch.int8).argsort(dim=-1, stable=True)
+def valid_first(valid: Tensor, runs: tuple[int, ...] = ()) -> Tensor:
+    """Order [B, Hkv, P] that brings the valid entries to the front and leaves their own order.
+
+    runs: lengths of parts, each of which is ordered for itself
+    """
+    late = (~valid).to(torch.int8)
+    if runs:
+        lengths = torch.tensor(runs, device=valid.device)
+        part = torch.arange(len(runs), dtype=torch.int32, device=valid.device)
+        late = late + 2 * part.repeat_interleave(lengths, output_size=valid.shape[-1])
+    return late.argsort(dim=-1, stable=True)

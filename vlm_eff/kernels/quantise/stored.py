@@ -23,6 +23,7 @@ class Quantised:
     channel:  [B, Hkv, 1, Dh] what each channel was divided by (`Format.separable`), or None
     present:  [B, Hkv, bytes] uint8, a bit for each entry that is no filler; None where all are, or nobody needs it
     place, exact: [B, Hkv, lines, groups, kept] place inside the group (-1: none) and value of the outliers, or None
+    runs:     entries of parts that were joined, each of which has its fillers at its end; () for one
     """
 
     format: Format
@@ -35,6 +36,7 @@ class Quantised:
     present: Tensor | None = None
     place: Tensor | None = None
     exact: Tensor | None = None
+    runs: tuple[int, ...] = ()
 
     def read(self, dtype: torch.dtype) -> Tensor:
         """The entries [B, Hkv, P, Dh] in `dtype`. Fillers are finite numbers without meaning."""
@@ -60,7 +62,7 @@ class Quantised:
 
     def order(self) -> Tensor | None:
         """The entry [B, Hkv, P] int64 at each place of a line of one channel; None where it is the place itself."""
-        return None if self.present is None else valid_first(unpack(self.present, 1, self.count).bool())
+        return None if self.present is None else valid_first(unpack(self.present, 1, self.count).bool(), self.runs)
 
     def select(self, rows: Tensor) -> Quantised:
         """The given rows [N] of the batch, in that order; a row may come several times."""

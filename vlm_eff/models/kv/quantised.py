@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from vlm_eff.core.config import part
 from vlm_eff.kernels.format import Format
-from vlm_eff.kernels.quantise import Quantised, quantise
+from vlm_eff.kernels.quantise import Quantised, can_join, join, quantise
 from vlm_eff.models.kv.places import Rotary
 from vlm_eff.models.kv.segments import Segment
 
@@ -30,6 +31,21 @@ class QuantisedSegment(Segment):
 
     def contents(self) -> list[Tensor]:
         return [*self.key.buffers(), *self.value.buffers()]
+
+    def joins(self, later: Segment) -> bool:
+        if not isinstance(later, QuantisedSegment) or (self.weight is None) != (later.weight is None):
+            return False
+        return can_join(self.key, later.key) and can_join(self.value, later.value)
+
+    def join(self, later: Sequence[Segment]) -> QuantisedSegment:
+        parts = [self, *(part for part in later if isinstance(part, QuantisedSegment))]
+        weights = [part.weight for part in parts if part.weight is not None]
+        return QuantisedSegment(
+            torch.cat([part.position for part in parts], 2),
+            torch.cat(weights, 2) if weights else None,
+            join([part.key for part in parts]),
+            join([part.value for part in parts]),
+        )
 
     def mapped(self, change: Any, rows: Tensor | None) -> Segment:
         return replace(self, **self._head(change), key=_mapped(self.key, change), value=_mapped(self.value, change))

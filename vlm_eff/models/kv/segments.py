@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,14 @@ class Segment(ABC):
     @abstractmethod
     def mapped(self, change: Any, rows: Tensor | None) -> Segment:
         """The same with `change` applied to every tensor; `rows` [B'] when it takes batch rows, None when it moves."""
+
+    def joins(self, later: Segment) -> bool:
+        """Whether `later` can be laid behind this one without packing anything again; known to the host."""
+        return False
+
+    def join(self, later: Sequence[Segment]) -> Segment:
+        """The entries of this segment and of `later` ones, each of which joins the next, as one."""
+        raise NotImplementedError
 
     @property
     def buffers(self) -> list[Tensor]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from vlm_eff.core.cache import EXACT, Stored
 from vlm_eff.importance.select import from_mask
 from vlm_eff.kernels.compact import compact
+from vlm_eff.models.kv.joining import joined
 from vlm_eff.models.kv.layer import CompressedLayer
 from vlm_eff.models.kv.segments import RaggedSegment, Segment
 from vlm_eff.models.kv.view import Entries
@@ -74,15 +75,16 @@ def carry_out(decided: Stored, entries: Entries, cache: CompressedLayer, limit: 
         sources.append(exact.source)
         exact = _pick(decided, entries, len(decided.forms) + 1)
     closed = [segment for segment in cache.segments if not segment.exact]
+    segments = joined([*closed, *made])
     inside = cache.inside(limit)
     tails = [
         torch.cat([new, old[:, :, inside:]], 2) for new, old in ((exact.key, cache.keys), (exact.value, cache.values))
     ]
-    _move(cache, entries, closed, [*sources, exact.source], inside)
+    _move(cache, entries, sources, exact.source, [number for _, numbers in segments for number in numbers], inside)
     slots = cache.slots
     cache.keys, cache.values = tails
     cache.held, cache.weight = exact.position, exact.weight
-    cache.segments = (*closed, *made)
+    cache.segments = tuple(segment for segment, _ in segments)
     empty = slots.index[:, :0]
     cache.slots = Slots(empty, empty.bool(), max(limit, slots.start), slots.stop, ragged=False, shift=slots.shift)
     cache.ragged = _ragged(cache)
@@ -109,21 +111,25 @@ def _pick(decided: Stored, entries: Entries, number: int) -> _Picked:
     return _Picked(key, value, position.masked_fill(~valid, -1), weight, index)
 
 
-def _move(cache: CompressedLayer, entries: Entries, closed: list[Segment], sources: list[Tensor], inside: int) -> None:
-    """Bring what was observed of each entry to the new order of columns."""
+def _move(
+    cache: CompressedLayer, entries: Entries, sources: list[Tensor], exact: Tensor, order: list[int], inside: int
+) -> None:
+    """Bring what was observed of each entry to the new order of columns.
+
+    sources, exact: the open columns that each new segment and the rest were taken from; order: of old and new segments
+    """
     book = cache.book
     if not book.sums and not book.gradients:
         return
-    old, places, first = [], [], 0
+    blocks, first = [], 0
+    shape = entries.position.shape[:2]
     for segment in cache.segments:
         if not segment.exact:
-            places.append(torch.arange(first, first + segment.count, device=entries.key.device))
+            blocks.append(torch.arange(first, first + segment.count, device=exact.device).expand(*shape, -1))
         first += segment.count
-    shape = entries.position.shape[:2]
-    old += [place.expand(*shape, -1) for place in places]
-    old += [entries.columns.gather(2, source) for source in sources]
+    blocks += [entries.columns.gather(2, source) for source in sources]
     total = first + cache.keys.shape[2]
-    old.append(torch.arange(first + inside, total, device=entries.key.device).expand(*shape, -1))
-    order = torch.cat(old, 2)
-    book.sums = {kind: sums.take(order) for kind, sums in book.sums.items()}
-    book.gradients = dict(zip(book.gradients, compact(list(book.gradients.values()), order), strict=True))
+    tail = torch.arange(first + inside, total, device=exact.device).expand(*shape, -1)
+    columns = torch.cat([*(blocks[number] for number in order), entries.columns.gather(2, exact), tail], 2)
+    book.sums = {kind: sums.take(columns) for kind, sums in book.sums.items()}
+    book.gradients = dict(zip(book.gradients, compact(list(book.gradients.values()), columns), strict=True))
