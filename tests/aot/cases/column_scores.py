@@ -28,9 +28,9 @@ HALF = {"lse_kernel": Expect(needs=READS), "scores_kernel": Expect(needs=READS)}
 
 CASES = {
     "d64": Case(partial(_call, 64), CAUSAL),
-    "d72 tower": Case(partial(_call, 72, causal=False), HALF),
+    "d72 tower": Case(partial(_call, 72, causal=False), HALF, archs=(90,)),
     "d128": Case(partial(_call, 128), CAUSAL),
     "d256": Case(partial(_call, 256), HALF),
-    "d128 mask": Case(partial(_call, 128, looks=True), HALF),
-    "d128 fp32": Case(partial(_call, 128, torch.float32)),
+    "d128 mask": Case(partial(_call, 128, looks=True), HALF, archs=(90,)),
+    "d128 fp32": Case(partial(_call, 128, torch.float32), archs=(90,)),
 }

@@ -22,7 +22,7 @@ def _call(width: int, dtype: torch.dtype, shared: bool, weighted: bool) -> Calla
 WIDE = Expect(needs=("LDG.128", "STG.128"))
 CASES = {
     "mean_c1024": Case(_call(1024, torch.bfloat16, True, True), {"sum_into_kernel": WIDE}),
-    "mean_c1024_float32": Case(_call(1024, torch.float32, True, False), {"sum_into_kernel": WIDE}),
-    "sum_c128": Case(_call(128, torch.float16, False, True), {"sum_into_kernel": WIDE}),
-    "sum_c72": Case(_call(72, torch.float16, False, False), {"sum_into_kernel": Expect()}),
+    "mean_c1024_float32": Case(_call(1024, torch.float32, True, False), {"sum_into_kernel": WIDE}, archs=(90,)),
+    "sum_c128": Case(_call(128, torch.float16, False, True), {"sum_into_kernel": WIDE}, archs=(90,)),
+    "sum_c72": Case(_call(72, torch.float16, False, False), {"sum_into_kernel": Expect()}, archs=(90,)),
 }

@@ -24,13 +24,13 @@ _TOKEN = {"token_groups_kernel": Expect(needs=("LDG.128",))}
 CASES = {
     "channel_2bit_g32_d128": Case(_call(2, "channel", 32), _CHANNEL),
     "channel_4bit_g64_d128": Case(_call(4, "channel", 64), _CHANNEL),
-    "channel_2bit_g128_d128_fp16": Case(_call(2, "channel", 128, dtype=torch.float16), _CHANNEL),
-    "channel_4bit_g32_d80": Case(_call(4, "channel", 32, width=80), _CHANNEL),
+    "channel_2bit_g128_d128_fp16": Case(_call(2, "channel", 128, dtype=torch.float16), _CHANNEL, archs=(90,)),
+    "channel_4bit_g32_d80": Case(_call(4, "channel", 32, width=80), _CHANNEL, archs=(90,)),
     "channel_8bit_g64_d64_fp32": Case(_call(8, "channel", 64, width=64, dtype=torch.float32), _CHANNEL),
     "channel_1bit_whole_d128": Case(
         _call(1, "channel", 0, shrink=0.5), {**_CHANNEL, "channel_extremes_kernel": Expect(forbids=("SHFL",))}
     ),
     "token_2bit_g32_d128": Case(_call(2, "token", 32), _TOKEN),
-    "token_4bit_whole_d80": Case(_call(4, "token", 0, width=80), _TOKEN),
+    "token_4bit_whole_d80": Case(_call(4, "token", 0, width=80), _TOKEN, archs=(90,)),
     "token_1bit_whole_d256_fp16": Case(_call(1, "token", 0, width=256, dtype=torch.float16, shrink=0.3), _TOKEN),
 }

@@ -28,7 +28,7 @@ CASES = {
     "d80": Case(partial(_call, 80), HALF),
     "d128": Case(partial(_call, 128), HALF),
     "d256": Case(partial(_call, 256), HALF),
-    "d128 mask": Case(partial(_call, 128, looks=True), HALF),
-    "d128 fp32": Case(partial(_call, 128, torch.float32), PLAIN),
-    "d256 fp32": Case(partial(_call, 256, torch.float32), PLAIN),
+    "d128 mask": Case(partial(_call, 128, looks=True), HALF, archs=(90,)),
+    "d128 fp32": Case(partial(_call, 128, torch.float32), PLAIN, archs=(90,)),
+    "d256 fp32": Case(partial(_call, 256, torch.float32), PLAIN, archs=(90,)),
 }
