@@ -133,8 +133,11 @@ def test_tensors_that_lie_otherwise_in_memory_are_read_rightly(backend: str) -> 
     turned = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in (query, key, value)]
     # and a slice of something longer
     turned[1] = torch.cat([turned[1], turned[1]], 2)[:, :, : case.keys]
-    made = answer(case, (*turned, lists, rule), backend)
-    assert not faults(case, (query, key, value, lists, rule), made)
+    # rows that begin at odd places
+    odd = [functional.pad(x, (0, 3))[..., : case.width] for x in (query, key, value)]
+    for tensors in (turned, odd):
+        made = answer(case, (*tensors, lists, rule), backend)
+        assert not faults(case, (query, key, value, lists, rule), made)
 
 
 def forget_the_padding(arguments: list[Any]) -> None:

@@ -30,8 +30,19 @@ def _capped(scores, scaling, cap):
 
 
 @triton.jit
+def _reach(position, there, window, text, CAUSAL: tl.constexpr, TEXT: tl.constexpr, M: tl.constexpr):
+    """For each query the place up to which it sees, and the place after which it sees all: others are tested there."""
+    reach, behind = tl.full([M], (1 << 30) - 1, tl.int32), position - window
+    if CAUSAL:
+        reach = position
+    if TEXT:
+        behind = tl.where(tl.load(text + position, mask=there, other=0) != 0, -1, behind)
+    return reach, behind
+
+
+@triton.jit
 def _pairs(column, there, reach, behind, first, sinks, text, LOCAL: tl.constexpr, TEXT: tl.constexpr):
-    """Which pairs of a tile the rule lets through: the key not behind `reach`, and after `behind` unless it is special.
+    """Which pairs of a tile the rule lets through: keys up to `reach`, and after `behind` unless they are special.
 
     Keys that are hidden from all, and keys that all may see, are moved to a place where the comparison comes out so.
     """
@@ -126,15 +137,18 @@ def attend(
     HEADS: tl.constexpr, SHARED: tl.constexpr, WIDTH: tl.constexpr, PART: tl.constexpr, PART2: tl.constexpr,
     M: tl.constexpr, N: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, CAUSAL: tl.constexpr,
     LOCAL: tl.constexpr, TEXT: tl.constexpr, FIRST: tl.constexpr, SINGLE: tl.constexpr, CAP: tl.constexpr,
+    UNIT: tl.constexpr,
 ):  # fmt: skip
     """Attention of M queries of one head. Grid: tiles of queries, heads, rows of the batch; last tiles start first."""
     # the last queries of a causal prompt have the longest lists: started last they would run alone
     tile, head, b = tl.num_programs(0) - 1 - tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
-    key += b * key_b + (head // SHARED).to(tl.int64) * key_h
-    value += b * value_b + (head // SHARED).to(tl.int64) * value_h
+    # strides come in units, so that the compiler knows what they are multiples of: it looks for 16, and 72 is none
+    query_r, key_r, value_r = query_r * UNIT, key_r * UNIT, value_r * UNIT
+    query += (b * query_b + head.to(tl.int64) * query_h) * UNIT
+    key += (b * key_b + (head // SHARED).to(tl.int64) * key_h) * UNIT
+    value += (b * value_b + (head // SHARED).to(tl.int64) * value_h) * UNIT
     row = tile * M + tl.arange(0, M)
     there, far = row < query_length, row.to(tl.int64)
-    query += b * query_b + head.to(tl.int64) * query_h
     queries = _load(query, far * query_r, there, 0, PART, WIDTH)
     queries2 = queries
     if PART2 > 0:
@@ -144,13 +158,7 @@ def attend(
     if FIRST:
         start = tl.load(first + b * first_b)
     text += b * text_b
-    # a pair is seen if the key stands not after `reach` and after `behind`
-    position = row + (key_length - query_length)
-    reach, behind = tl.full([M], (1 << 30) - 1, tl.int32), position - window
-    if CAUSAL:
-        reach = position
-    if TEXT:
-        behind = tl.where(tl.load(text + position, mask=there, other=0) != 0, -1, behind)
+    reach, behind = _reach(row + (key_length - query_length), there, window, text, CAUSAL, TEXT, M)
     top = tl.full([M], -1e30, tl.float32)
     total, sums = tl.full([M], 0.0, tl.float32), tl.full([M, PART], 0.0, tl.float32)
     sums2 = tl.full([M, PART2 if PART2 > 0 else 1], 0.0, tl.float32)

@@ -94,17 +94,20 @@ def _launch(
     # tensors that are not there are never read: any pointer does
     line_count = full_count if column_count is None else column_count
     line_index = full_index if column_index is None else column_index
+    strides = (*query.stride()[:3], *key.stride()[:3], *value.stride()[:3])
+    # rows of 72 numbers begin at multiples of 8, which is enough for loads of 16 bytes
+    unit = 8 if all(stride % 8 == 0 for stride in strides) else 1
     attend[(-(-length // tiles.m), heads, batch)](
         query, key, value, output, lse, full_count, full_index, part_count, part_index, line_count, line_index,
         full_count if first is None else first, query if text is None else text,
-        *query.stride()[:3], *key.stride()[:3], *value.stride()[:3],
+        *(stride // unit for stride in strides),
         full_count.stride(0) if full_count.shape[0] > 1 else 0, full_count.stride(1) if full_count.shape[1] > 1 else 0,
         full_index.shape[3], part_index.shape[3], line_index.shape[-1],
         0 if first is None or first.shape[0] == 1 else 1, 0 if text is None or text.shape[0] == 1 else text.stride(0),
         length, key.shape[2], sinks, window, scaling, softcap,
         HEADS=heads, SHARED=heads // key.shape[1], WIDTH=width, PART=part, PART2=part2, M=tiles.m, N=tiles.n,
         ROWS=rows, COLUMNS=columns, CAUSAL=causal, LOCAL=text is not None or window != NO_WINDOW,
-        TEXT=text is not None, FIRST=first is not None, SINGLE=column_count is not None, CAP=softcap > 0,
+        TEXT=text is not None, FIRST=first is not None, SINGLE=column_count is not None, CAP=softcap > 0, UNIT=unit,
         num_warps=tiles.warps, num_stages=tiles.stages, enable_fp_fusion=True,
     )  # fmt: skip
     return output, lse
