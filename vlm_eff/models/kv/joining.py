@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 from vlm_eff.models.kv.segments import Segment
 
-# a segment is joined once what comes behind it has an eighth of its entries, so that sizes fall by more than eight: three
-# or four are left. An entry is copied 15 times over a thousand packings, far less than decode steps read it
+# a segment is joined once what comes behind it has an eighth of its entries, so that sizes fall by more than eight and
+# three or four are left. A thousand packings copy an entry 15 times, far less often than decode steps read it
 _SHARE = 8
 
 Joined = list[tuple[Segment, tuple[int, ...]]]
