@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from vlm_eff.importance import similarity
-from vlm_eff.importance.greedy import dpp, max_min, nearest_distance
-from vlm_eff.importance.similarity import pairwise
+from vlm_eff.importance import determinant, similarity
+from vlm_eff.importance.determinant import dpp, dpp_lines
+from vlm_eff.importance.greedy import max_min, nearest_distance
+from vlm_eff.importance.similarity import lines, pairwise
 
 SEEDS = range(6)
 
@@ -128,6 +129,35 @@ def test_the_first_pick_is_the_best_and_the_pair_is_good(seed: int) -> None:
     best = max(float(whole[[i, j]][:, [i, j]].det()) for i, j in itertools.combinations(range(9), 2))
     # submodular greedy: log-determinants above the least value, here simply not far from the best pair
     assert float(whole[pair][:, pair].det()) >= best / 4
+
+
+@pytest.mark.parametrize("ahead", [1, 4, 64])
+@pytest.mark.parametrize("table", [0, 30, 4096])
+@pytest.mark.parametrize("steps", [9, 40])
+def test_guessing_ahead_changes_nothing(ahead: int, table: int, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, valid, quality = points(7, rows=3, width=60, depth=48)
+    # copies and near copies make guesses bad
+    x[:, 30:50] = x[:, :1] + 0.05 * x[:, 30:50]
+    count = torch.tensor([steps, 3, steps // 2])
+    want = dpp_lines(lines(x, valid), quality, count, valid)
+    monkeypatch.setattr(similarity, "TABLE", table)
+    monkeypatch.setattr(determinant, "_AHEAD", ahead)
+    monkeypatch.setattr(determinant, "_LEAST", 1)
+    assert torch.equal(dpp(x, quality, count, valid), want)
+
+
+def test_a_guess_that_is_wrong_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, valid, quality = points(7, rows=1, width=60, depth=48)
+    turns = []
+
+    def alone(self: determinant._Kernel, left: Tensor, column: int, step: int) -> list[int]:
+        turns.append(step)
+        return [column]
+
+    monkeypatch.setattr(determinant._Kernel, "likely", alone)
+    count = torch.tensor([8])
+    assert torch.equal(dpp(x, quality, count, valid), dpp_lines(lines(x, valid), quality, count, valid))
+    assert turns == list(range(8))
 
 
 def test_beyond_the_rank_the_lower_index_goes_first() -> None:

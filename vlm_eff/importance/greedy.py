@@ -1,4 +1,4 @@
-"""Greedy choices that look at what is chosen already: spread out (max-min), and likely under a DPP.
+"""Greedy choices that look at what is chosen already: tokens that are spread out (max-min).
 
 One step serves all rows of a batch, costs one line of similarities and never asks the device. Chosen tokens leave the
 race, so that none is chosen twice; ties go to the lower index.
@@ -10,11 +10,8 @@ import torch
 from torch import Tensor
 
 from vlm_eff.importance import similarity
-from vlm_eff.importance.similarity import Lines, lines, pairwise, table_lines
+from vlm_eff.importance.similarity import lines, pairwise, table_lines
 from vlm_eff.kernels.bipartite_match import best_partner
-
-# a residual this small next to the token's own weight is rounding: the token adds nothing to the chosen ones
-_ROUNDING = 1e-5
 
 
 def max_min(x: Tensor, count: Tensor, valid: Tensor) -> Tensor:
@@ -24,7 +21,7 @@ def max_min(x: Tensor, count: Tensor, valid: Tensor) -> Tensor:
     one (the greedy of DivPrune, arXiv:2503.02175, equation 4; within a factor 2 of the best smallest distance).
     valid: [B, V] which tokens exist. Cost: V * V * D / 2 multiply-adds for the first, V for each other one.
     """
-    steps = _steps(count, valid)
+    steps = most_steps(count, valid)
     if steps == 0:
         return torch.zeros_like(valid)
     if x.shape[1] <= similarity.TABLE:
@@ -39,7 +36,7 @@ def max_min(x: Tensor, count: Tensor, valid: Tensor) -> Tensor:
     for _ in range(steps - 1):
         far = torch.minimum(far, 1 - line(made[-1])).scatter_(1, made[-1][:, None], -torch.inf)
         made.append(far.argmax(1))
-    return _mask(made, count, valid)
+    return first_choices(made, count, valid)
 
 
 def nearest_distance(x: Tensor, valid: Tensor) -> Tensor:
@@ -49,47 +46,12 @@ def nearest_distance(x: Tensor, valid: Tensor) -> Tensor:
     return 1 - best.float().clamp(max=1)
 
 
-def dpp(x: Tensor, quality: Tensor, count: Tensor, valid: Tensor) -> Tensor:
-    """Mask [B, V] of `count` [B] tokens that are good and unlike one another: greedy MAP of a determinantal process.
-
-    x: [B, V, D]; quality: [B, V] non-negative; the kernel is L_ij = quality_i * cosine(x_i, x_j) * quality_j.
-    Each step takes the token that makes the determinant of the chosen block largest and updates what is left of the
-    others by one line of the Cholesky factor (Chen et al., arXiv:1709.05135, algorithm 1). What is left never falls
-    below 0; when nothing is left, the lower index goes first. Cost of step t: V * t; memory: V * count.
-    """
-    return dpp_lines(lines(x, valid), quality, count, valid)
-
-
-def dpp_lines(line: Lines, quality: Tensor, count: Tensor, valid: Tensor) -> Tensor:
-    """`dpp` for any similarity with ones on its diagonal that gives one line [B, V] at a time."""
-    rows = torch.arange(valid.shape[0], device=valid.device)
-    weight = quality.float().masked_fill(~valid, 0.0)
-    own = weight.square()
-    steps = _steps(count, valid)
-    factor = own.new_zeros(own.shape[0], steps, own.shape[1])
-    left, made = own.masked_fill(~valid, -torch.inf), []
-    for step in range(steps):
-        column = left.argmax(1)
-        made.append(column)
-        pivot = left[rows, column].clamp(min=0)[:, None]
-        done = factor[:, :step]
-        known = (done[rows, :, column][:, None] @ done)[:, 0]
-        rest = weight[rows, column][:, None] * line(column) * weight - known
-        # with nothing left of the pivot there is nothing to take from the others
-        update = torch.where(pivot > 0, rest / pivot.clamp(min=torch.finfo(pivot.dtype).tiny).sqrt(), 0.0)
-        factor[:, step] = update
-        rest = left - update.square()
-        rest = torch.where(rest > _ROUNDING * own, rest, 0.0)
-        left = torch.where(left == -torch.inf, left, rest).scatter_(1, column[:, None], -torch.inf)
-    return _mask(made, count, valid)
-
-
-def _steps(count: Tensor, valid: Tensor) -> int:
+def most_steps(count: Tensor, valid: Tensor) -> int:
     """Steps that the row with the largest count needs; the only question to the device."""
     return int(torch.minimum(count, valid.sum(1)).max()) if valid.numel() else 0
 
 
-def _mask(made: list[Tensor], count: Tensor, valid: Tensor) -> Tensor:
+def first_choices(made: list[Tensor], count: Tensor, valid: Tensor) -> Tensor:
     """The first `count` choices of each row; rows with smaller counts went on choosing, which is cut off here."""
     if not made:
         return torch.zeros_like(valid)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from vlm_eff.core.config import part
-from vlm_eff.importance.greedy import dpp, max_min
+from vlm_eff.importance.determinant import dpp
+from vlm_eff.importance.greedy import max_min
 from vlm_eff.importance.keep import Keep
 from vlm_eff.models.view import View
 
