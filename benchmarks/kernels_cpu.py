@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 import typer
+from packed_cache import CACHES, FORMS, arms
 from torch import Tensor
 
 from vlm_eff.core.errors import ConfigError, explain
@@ -126,11 +127,24 @@ def compact_section(pairs: int) -> list[Row]:
     return rows
 
 
+def packed_decode_section(pairs: int) -> list[Row]:
+    """One query row over a packed cache, as it is and through torch.compile."""
+    rows = []
+    for name, length, heads, shared in CACHES:
+        for dtype in DTYPES:
+            for form in FORMS:
+                for backend, first, against, second in arms(length, heads, shared, DTYPES[dtype], form):
+                    case = {"case": f"{name} {form[0]} {backend}", "dtype": dtype}
+                    rows.append(compare(case, first, second, against, pairs))
+    return rows
+
+
 # name -> rows of that section; add a function and its line to measure another operation
 SECTIONS: dict[str, Callable[[int], list[Row]]] = {
     "selected_attention": selected_attention_section,
     "selected_attention_padded": padded_attention_section,
     "compact": compact_section,
+    "packed_decode": packed_decode_section,
 }
 
 

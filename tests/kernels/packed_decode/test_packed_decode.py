@@ -13,7 +13,7 @@ from torch import Tensor
 from tests.kernels.kit import BACKENDS, LSE_TOLERANCE, TOLERANCE, fresh, normal, relative
 from tests.kernels.packed_decode.oracle import Case, arguments, wanted
 from vlm_eff.kernels.format import Format
-from vlm_eff.kernels.packed_decode import ExactPair, PackedPair, launch, packed_decode
+from vlm_eff.kernels.packed_decode import ExactPair, PackedPair, fast, launch, packed_decode
 from vlm_eff.kernels.quantise import quantise
 
 CASES = {
@@ -56,6 +56,20 @@ def off(got: tuple[Tensor, Tensor], call: dict[str, Any], dtype: torch.dtype, ba
     allowed = TOLERANCE[dtype] * (1 if dtype != torch.float32 else 10 if backend == "torch" else 1 + single)
     wrong = [f"output off by {error:.1e}"] if error > allowed else []
     return wrong + ([f"log-sum-exp off by {share:.1e}"] if share > LSE_TOLERANCE[dtype] else [])
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Caches of a test are small, and would be read back."""
+    monkeypatch.setattr(fast, "FEW", 0)
+
+
+def test_a_few_entries_of_two_bits_are_read_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    call = arguments(Case(2, count=64, heads=1, shared=1), torch.float32, fresh())
+    folded = run("torch", **call)
+    monkeypatch.setattr(fast, "FEW", 1 << 16)
+    monkeypatch.setattr(fast, "across", lambda *given: pytest.fail("not read back"))
+    assert relative(run("torch", **call)[0], folded[0]) < 1e-5
 
 
 @pytest.mark.parametrize("dtype", BOTH, ids=str)

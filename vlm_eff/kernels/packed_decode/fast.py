@@ -18,6 +18,8 @@ from vlm_eff.kernels.quantise import Quantised
 
 # bytes of codes, or numbers as they are, that are read at once: 2 MiB in float32
 PIECE = 1 << 19
+# numbers of 1 or 2 bits, four or eight planes, below which reading them back takes fewer steps
+FEW = 1 << 16
 
 
 def packed_decode(
@@ -84,7 +86,7 @@ def _biased(logits: Tensor, bias: Tensor, shape: tuple[int, int, int, int]) -> T
 
 def _scores(query: Tensor, pair: Pair, piece: int | None) -> Tensor:
     """Products [N, R, P] of queries [N, R, Dh] with keys; N is B Hkv."""
-    stored = _plain(pair.key, query.dtype)
+    stored = _plain(pair.key, query.dtype, piece)
     if isinstance(stored, Tensor):
         key = stored.flatten(0, 1)
         return in_pieces(lambda at: query[at] @ key[at].to(query.dtype).transpose(1, 2), key, piece)
@@ -100,7 +102,7 @@ def _scores(query: Tensor, pair: Pair, piece: int | None) -> Tensor:
 
 def _values(weights: Tensor, pair: Pair, piece: int | None) -> Tensor:
     """Values weighted by [N, R, P] and summed -> [N, R, Dh]; N is B Hkv."""
-    stored = _plain(pair.value, weights.dtype)
+    stored = _plain(pair.value, weights.dtype, piece)
     if isinstance(stored, Tensor):
         value = stored.flatten(0, 1)
         return in_pieces(lambda at: weights[at] @ value[at].to(weights.dtype), value, piece)
@@ -113,6 +115,10 @@ def _values(weights: Tensor, pair: Pair, piece: int | None) -> Tensor:
     return made if stored.channel is None else made * stored.channel.flatten(0, 1).to(made.dtype)
 
 
-def _plain(stored: Quantised | Tensor, kind: torch.dtype) -> Quantised | Tensor:
-    """Entries with outliers are read back: those stand among the codes."""
-    return stored.read(kind) if isinstance(stored, Quantised) and stored.place is not None else stored
+def _plain(stored: Quantised | Tensor, kind: torch.dtype, piece: int | None) -> Quantised | Tensor:
+    """Entries with outliers, which stand among the codes, are read back; so are a few in many planes."""
+    if not isinstance(stored, Quantised):
+        return stored
+    numbers = stored.codes.shape[0] * stored.codes.shape[1] * stored.count * stored.width
+    few = piece is not None and stored.format.bits <= 2 and numbers < FEW
+    return stored.read(kind) if few or stored.place is not None else stored

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vlm_eff.core.config import part
 from vlm_eff.kernels.format import Format
+from vlm_eff.kernels.packed_decode import PackedPair
 from vlm_eff.kernels.quantise import Quantised, can_join, join, quantise
 from vlm_eff.models.kv.places import Rotary
 from vlm_eff.models.kv.segments import Segment
@@ -28,6 +29,9 @@ class QuantisedSegment(Segment):
 
     def read(self, dtype: torch.dtype, rotary: Rotary | None = None) -> tuple[Tensor, Tensor]:
         return self.key.read(dtype), self.value.read(dtype)
+
+    def pair(self, bias: Tensor | None) -> PackedPair:
+        return PackedPair(self.key, self.value, bias)
 
     def contents(self) -> list[Tensor]:
         return [*self.key.buffers(), *self.value.buffers()]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from vlm_eff.kernels.packed_decode import PackedPair
     from vlm_eff.models.kv.places import Rotary
 
 
@@ -37,6 +38,10 @@ class Segment(ABC):
     @abstractmethod
     def read(self, dtype: torch.dtype, rotary: Rotary | None = None) -> tuple[Tensor, Tensor]:
         """Keys and values [B, Hkv, P, Dh]; `rotary` makes the tables of positions for keys stored before rotation."""
+
+    def pair(self, bias: Tensor | None) -> PackedPair | None:
+        """What `packed_decode` reads of it, with a bias [B, 1 | Hkv | H, 1 | Q, P]; None where it must be read back."""
+        return None
 
     @abstractmethod
     def contents(self) -> list[Tensor]:

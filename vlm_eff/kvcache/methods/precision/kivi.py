@@ -29,7 +29,8 @@ def kivi(
     Differs  keys and values leave together, by the law of the keys: between none and `residual` - 1 of the newest
              values are exact, where KIVI keeps exactly the last `residual`. `recent` gives that window back, to both.
              Groups never hold padding, so that a row of a batch is stored as it would be alone (official issue 18)
-    Cost     each decode step reads what is packed back, one segment at a time: memory is saved, time is not
+    Cost     each decode step attends to the codes as they lie (`kernels.packed_decode`), one segment after the other;
+             with outliers they are read back. On a CPU that mostly takes longer than a full cache: memory is saved
     Saves    KV cache; realised. Bits a number: `bits` + 32 / `group` in half precision, and 32 for each place
 
     Args:
