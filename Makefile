@@ -29,7 +29,7 @@ examples: $(VENV)/.dev
 # the records behind README.md; on a CPU times are ratios, never absolute speed
 bench: $(VENV)/.bench
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m vlm_eff.eval.table
-	@set -e; for name in prefill overhead towers features registers kv_memory kv_quality kernels_cpu; do \
+	@set -e; for name in prefill overhead towers features registers kv_memory kv_quality kernels_cpu sparse_prefill; do \
 	  echo "== benchmarks/$$name.py"; OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/$$name.py; done
 
 # rewrite the generated parts of README.md

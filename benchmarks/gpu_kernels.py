@@ -21,11 +21,13 @@ from pathlib import Path
 
 import torch
 import typer
-from gpu import OPERATIONS, bounds
+from gpu import OPERATIONS
 from gpu.apart import run_checks
 from gpu.session import OutOfTime, Session
 from gpu.summary import failed, summary
 from gpu.timing import fatal
+
+from vlm_eff.eval.kernel_bounds import bounds_table
 
 OUTPUT = Path(__file__).parent / "results" / "gpu_kernels.json"
 
@@ -111,7 +113,7 @@ def main(
         session.add("run", "budget", "note", text=f"ended after {budget_seconds:g} s; what is missing was not run")
     session.write()
     if not quiet:
-        typer.echo(f"{summary(session.rows)}\n\n{bounds.table()}\n\n{output}")
+        typer.echo(f"{summary(session.rows)}\n\n{bounds_table()}\n\n{output}")
     well = not failed(session.rows)
     if rest and session.left() > 30:
         well = go_on(session, rest) and well

@@ -43,7 +43,7 @@ def test_a_dry_run_reaches_every_step(tmp_path: Path) -> None:
         "at least 60% of the measured copy rate",
     }
     assert all(goal["met"] is None for row in record.result for goal in row.get("goals", []))
-    assert "1.09 / 1.56 / 2.35" in made.stdout
+    assert "1.09x / 1.56x / 2.35x" in made.stdout
 
 
 def test_checks_run_in_processes_of_their_own(tmp_path: Path) -> None:

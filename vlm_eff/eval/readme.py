@@ -17,6 +17,8 @@ import typer
 import vlm_eff
 from vlm_eff.core.errors import StateError, explain
 from vlm_eff.eval.catalogue import families_text, method_rows
+from vlm_eff.eval.kernel_bounds import bounds_table
+from vlm_eff.eval.kernel_tables import patterns_table, processor_table
 from vlm_eff.eval.kv_tables import cache_summary, memory_table, quality_table
 from vlm_eff.eval.loading import quiet_libraries
 from vlm_eff.eval.record import read_record
@@ -32,9 +34,12 @@ TOWERS_RECORD = Path("benchmarks/results/towers.json")
 FEATURES_RECORD = Path("benchmarks/results/features.json")
 KV_MEMORY_RECORD = Path("benchmarks/results/kv_memory.json")
 KV_QUALITY_RECORD = Path("benchmarks/results/kv_quality.json")
+KERNELS_RECORD = Path("benchmarks/results/kernels_cpu.json")
+PATTERNS_RECORD = Path("benchmarks/results/sparse_prefill.json")
 README = ROOT / "README.md"
 METHODS_PAGE = ROOT / "docs" / "methods.md"
 CACHE_PAGE = ROOT / "docs" / "kvcache.md"
+KERNELS_PAGE = ROOT / "docs" / "kernels.md"
 
 
 def pages() -> dict[Path, tuple[str, ...]]:
@@ -43,6 +48,7 @@ def pages() -> dict[Path, tuple[str, ...]]:
         README: ("output", "methods", "results", "kv", "speed"),
         METHODS_PAGE: ("methods", "families", "overhead", "towers", "features"),
         CACHE_PAGE: ("kv_memory", "kv_quality"),
+        KERNELS_PAGE: ("bounds", "processor", "patterns"),
     }
 
 
@@ -64,6 +70,8 @@ def _part(name: str, text: str) -> str:
         return f"```\n{example_output(text)}\n```"
     if name == "methods":
         return method_table()
+    if name == "bounds":
+        return bounds_table()
     path, show = {
         "results": (RECORD, summary_table),
         "families": (RECORD, results_page),
@@ -71,6 +79,8 @@ def _part(name: str, text: str) -> str:
         "overhead": (OVERHEAD_RECORD, overhead_table),
         "towers": (TOWERS_RECORD, towers_table),
         "features": (FEATURES_RECORD, features_table),
+        "processor": (KERNELS_RECORD, processor_table),
+        "patterns": (PATTERNS_RECORD, patterns_table),
         "kv": (KV_QUALITY_RECORD, cache_summary),
         "kv_memory": (KV_MEMORY_RECORD, memory_table),
         "kv_quality": (KV_QUALITY_RECORD, quality_table),

@@ -74,20 +74,19 @@ MODELS = (
 BITS = {"INT8": 8.5, "INT4": 4.5, "INT2": 3.0}
 
 
-def table() -> str:
-    """The bounds as text."""
-    lines = ["bounds from counting (a kernel cannot do more for a whole model)", ""]
-    lines.append(f"{'':26} {'tokens':>6}  attention  prefill if attention is")
-    lines.append(f"{'':26} {'':>6}  of FLOPs   2x faster  free")
+def bounds_table() -> str:
+    """The bounds of a prefill and of a decode step as Markdown."""
+    lines = [
+        "| prefill | tokens | attention, of FLOPs | attention 2x faster | attention for nothing |",
+        "|---|---|---|---|---|",
+    ]
     for model in MODELS:
-        free = model.prefill_bound(float("inf"))
-        lines.append(
-            f"{model.name:26} {model.length:6}  {model.attention_share:8.1%}   "
-            f"{model.prefill_bound(2):8.2f}x {free:5.2f}x"
-        )
-    lines += ["", f"{'':26} decode step, batch 1 / 8 / 32, if the cache is read in"]
-    lines.append(f"{'':26} " + "".join(f"{name:>22}" for name in BITS))
+        faster = " | ".join(f"{model.prefill_bound(kernel):.2f}x" for kernel in (2.0, float("inf")))
+        lines.append(f"| {model.name} | {model.length:,} | {model.attention_share:.1%} | {faster} |")
+    lines += ["", f"| decode step, batch 1 / 8 / 32 | {' | '.join(BITS)} |", "|---|" + "---|" * len(BITS)]
     for model in MODELS:
-        cells = [" / ".join(f"{model.decode_bound(batch, bits):.2f}" for batch in (1, 8, 32)) for bits in BITS.values()]
-        lines.append(f"{model.name:26} " + "".join(f"{cell:>22}" for cell in cells))
+        cells = [
+            " / ".join(f"{model.decode_bound(batch, bits):.2f}x" for batch in (1, 8, 32)) for bits in BITS.values()
+        ]
+        lines.append(f"| {model.name}, {model.length:,} tokens | {' | '.join(cells)} |")
     return "\n".join(lines)
