@@ -49,6 +49,13 @@ def small_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "".join(f"<!-- {name}:begin --><!-- {name}:end -->\n" for name in readme.pages()[readme.CACHE_PAGE])
     )
     monkeypatch.setattr(readme, "CACHE_PAGE", page)
+    page = tmp_path / "kernels.md"
+    page.write_text(
+        "".join(f"<!-- {name}:begin --><!-- {name}:end -->\n" for name in readme.pages()[readme.KERNELS_PAGE])
+    )
+    monkeypatch.setattr(readme, "KERNELS_PAGE", page)
+    # a page that is not replaced here would be written where it really lies
+    assert all(page.is_relative_to(tmp_path) for page in readme.pages())
     return path
 
 
