@@ -15,7 +15,8 @@ from tests.oracle import attention_rows
 from tests.tiny import FAMILIES, row, tiny_inputs, visual_mask
 from vlm_eff import attach
 from vlm_eff.core.plugin import LayerInput, Observation, QueryRows
-from vlm_eff.models import observe
+from vlm_eff.kernels.window_scores import fast
+from vlm_eff.models import received
 from vlm_eff.models.rows import Attended, Rows
 from vlm_eff.models.view import View
 from vlm_eff.tokens import fastv
@@ -51,7 +52,8 @@ def from_matrix(matrix: Tensor, rows: Rows, reduce: str) -> Tensor:
 def test_rows_equal_the_eager_matrix(family: str, when: str, pad: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Layer 1 slides in Gemma 3, layer 2 does not; images look at themselves in both directions there."""
     # two or three rows a chunk, so that chunks end in the middle
-    monkeypatch.setattr(observe, "_CHUNK", 900)
+    monkeypatch.setattr(fast, "CHUNK", 900)
+    monkeypatch.setattr(received, "_PAIRS", 400)
     inputs = tiny_inputs(family, (1, 2, 0), pad=pad)
     for layer in (1, 2):
         matrix = attention_rows(kit.model_of(family, "eager"), inputs, layer)

@@ -139,7 +139,7 @@ SABOTEURS: dict[str, Saboteur] = {
         checks.flops_are_measured, ("llava", EASY["uniform_grid"])),
     # ---- sets
     "the score is reversed": Saboteur(
-        f"{TOKENS}.scores.row_scores", after(lambda scores: -scores),
+        f"{TOKENS}.scores.paid_scores", after(lambda scores: -scores),
         checks_sets.fastv_keeps_its_definition, ("llava", "sdpa", 2, 0.4)),
     "the layer is off by one": Saboteur(
         f"{TOKENS}.scores.QueryAttention._row", broken.previous_layer,

@@ -42,10 +42,15 @@ def row_scores(logits: Tensor, columns: Tensor, valid: Tensor, *, over: Literal[
     columns: [B, V] key column of each candidate; valid: [B, V] which candidates exist
     over:    "all" takes the softmax over every visible key (FastV, PyramidDrop), "visual" over the candidates (FEATHER)
     """
-    wanted = columns[:, None, :].expand(-1, logits.shape[1], -1)
     if over == "all":
-        scores = logits.softmax(-1).gather(2, wanted)
-    else:
-        scores = logits.gather(2, wanted).masked_fill(~valid[:, None], float("-inf")).softmax(-1)
+        return paid_scores(logits.softmax(-1), columns, valid)
+    wanted = columns[:, None, :].expand(-1, logits.shape[1], -1)
+    scores = logits.gather(2, wanted).masked_fill(~valid[:, None], float("-inf")).softmax(-1)
     # a row without candidates has no softmax
+    return torch.where(valid, scores.nan_to_num(0.0).mean(1), 0.0)
+
+
+def paid_scores(weight: Tensor, columns: Tensor, valid: Tensor) -> Tensor:
+    """What the candidates get, mean over heads [B, V], of attention [B, H, S]; 0 for candidates that do not exist."""
+    scores = weight.gather(2, columns[:, None, :].expand(-1, weight.shape[1], -1))
     return torch.where(valid, scores.nan_to_num(0.0).mean(1), 0.0)

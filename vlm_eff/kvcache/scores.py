@@ -13,7 +13,7 @@ from vlm_eff.core.config import part
 from vlm_eff.core.errors import ConfigError, explain
 from vlm_eff.core.plugin import Observation
 from vlm_eff.importance.column_sums import Normalise
-from vlm_eff.importance.entry_scores import last_row, pooled, received, unread
+from vlm_eff.importance.entry_scores import last_row, pooled, unread
 from vlm_eff.importance.keep import check_choice, check_whole
 from vlm_eff.models.kv.view import Entries
 
@@ -100,8 +100,7 @@ class WindowMass:
         return (self.rows,)
 
     def __call__(self, entries: Entries) -> Tensor:
-        seen = entries.attention(self.rows)
-        mass = received(seen.weight, seen.rows.valid, seen.looks, entries.key.shape[1])
+        mass = entries.received(self.rows)
         if self.kernel == 1:
             return mass
         before = entries.present & (entries.ordinal < (entries.seen - self.window)[:, None, None])

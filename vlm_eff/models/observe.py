@@ -6,16 +6,14 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vlm_eff.core.errors import CapabilityError, explain
+from vlm_eff.kernels.logits import scaled_logits, soft_cap
 from vlm_eff.models.token_map import TokenMap
-
-# logits held at a time, in numbers: 64 MiB of float32
-_CHUNK = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -43,6 +41,7 @@ class Source:
     key:    [B, Hkv, S, Dh] all keys; past: how many of them are older than this call
     causal, window: what a layer without an explicit mask may see
     factor: (logits [B, H, R, S], physical slots [B, R]) -> what a table of modalities makes of them, or None
+    queries: [B, H, Q, Dh] all of them, where they lie ready, or None
     """
 
     query: Callable[[Tensor], Tensor]
@@ -54,6 +53,7 @@ class Source:
     causal: bool
     window: int | None
     factor: Callable[[Tensor, Tensor], Tensor] | None = None
+    queries: Tensor | None = None
 
 
 def tapped_source(seen: Tapped, attention: nn.Module, *, rope: bool) -> Source:
@@ -67,7 +67,8 @@ def tapped_source(seen: Tapped, attention: nn.Module, *, rope: bool) -> Source:
     scaling = seen.scaling if seen.scaling is not None else seen.query.shape[-1] ** -0.5
     past = key.shape[2] - seen.query.shape[2]
     causal = bool(getattr(attention, "is_causal", True))
-    return Source(query, key, past, seen.mask, scaling, seen.softcap, causal, seen.window)
+    ready = seen.query if rope else None
+    return Source(query, key, past, seen.mask, scaling, seen.softcap, causal, seen.window, queries=ready)
 
 
 def tapped_keys(seen: Tapped, attention: nn.Module, *, rope: bool) -> Tensor:
@@ -133,32 +134,6 @@ def _factored(factor: Callable[[Tensor, Tensor], Tensor], slots: Tensor, logits:
     return factor(logits, slots)
 
 
-def reduce_rows(source: Source, slots: Tensor, valid: Tensor, reduce: Literal["sum", "max"]) -> tuple[Tensor, Tensor]:
-    """Softmaxed attention of the `valid` [B, R] rows at `slots` [B, R], reduced over rows as they come.
-
-    Returns the sum or maximum over rows [B, H, S] float32, and how many of the rows may look at each key [B, S].
-    Never holds more than `_CHUNK` logits, so that all rows can be asked for without an L x L matrix.
-    """
-    batch, heads = slots.shape[0], source.query(slots[:, :1]).shape[1]
-    keys = source.key.shape[2]
-    total = torch.zeros(batch, heads, keys, device=slots.device)
-    looks = torch.zeros(batch, keys, dtype=torch.long, device=slots.device)
-    step = chunk_rows(batch, heads, keys)
-    for start in range(0, slots.shape[1], step):
-        logits = row_logits(source, slots[:, start : start + step])
-        counted = valid[:, start : start + step]
-        # a padding row sees nothing and has no softmax; it is never counted
-        weights = logits.softmax(-1).masked_fill(~counted[:, None, :, None], 0.0)
-        total = total + weights.sum(2) if reduce == "sum" else torch.maximum(total, weights.amax(2))
-        looks += (torch.isfinite(logits[:, 0]) & counted[:, :, None]).sum(1)
-    return total, looks
-
-
-def chunk_rows(batch: int, heads: int, keys: int) -> int:
-    """How many rows of logits may be held at a time."""
-    return max(1, _CHUNK // max(batch * heads * keys, 1))
-
-
 def gather_rows(heads: Tensor, slots: Tensor) -> Tensor:
     """Rows `slots` [B, R] of [B, H, N, Dh], for every head."""
     return heads.gather(2, slots[:, None, :, None].expand(-1, heads.shape[1], -1, heads.shape[3]))
@@ -183,11 +158,8 @@ def dot(
 
     factor: what a table of modalities makes of them, before the soft cap
     """
-    batch, heads, rows, width = query.shape
-    grouped = query.float().reshape(batch, key.shape[1], heads // key.shape[1] * rows, width)
-    logits = (grouped @ key.float().transpose(2, 3)).reshape(batch, heads, rows, -1) * scaling
-    logits = logits if factor is None else factor(logits)
-    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+    logits = scaled_logits(query.float(), key.float(), scaling)
+    return soft_cap(logits if factor is None else factor(logits), softcap)
 
 
 def _hide(logits: Tensor, source: Source, slots: Tensor) -> Tensor:

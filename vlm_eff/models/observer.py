@@ -30,11 +30,11 @@ from vlm_eff.models.observe import (
     Source,
     Tapped,
     projected_source,
-    reduce_rows,
     row_logits,
     tapped_keys,
     tapped_source,
 )  # fmt: skip
+from vlm_eff.models.received import reduce_rows
 from vlm_eff.models.rows import Attended, Rows
 from vlm_eff.models.tap import Instead, install_tap
 from vlm_eff.models.token_map import TokenMap
@@ -135,7 +135,7 @@ class ObservedCall:
         logits = row_logits(source, survivors.physical(self.call.query_slot()[:, None]))[:, :, 0]
         return logits, self._columns(survivors, logits.shape[-1])
 
-    def attention(self, wanted: QueryRows, rows: Rows, reduce: Literal["sum", "max"]) -> Attended:
+    def attention(self, wanted: QueryRow | QueryRows, rows: Rows, reduce: Literal["sum", "max"]) -> Attended:
         """See `View.attention`."""
         source, survivors = self._source(wanted)
         # slots of columns that do not exist may name a token that is gone

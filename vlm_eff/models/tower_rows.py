@@ -7,6 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vlm_eff.kernels.column_scores import column_scores
+from vlm_eff.kernels.logits import scaled_logits
+from vlm_eff.kernels.window_scores import Sight, visible_rows, window_scores
+
 _CHUNK = 256
 
 
@@ -18,9 +22,24 @@ def reduce_attention(query: Tensor, key: Tensor, mask: Any, scaling: float, row:
     if heads == "joined":
         query, key = join_heads(query)[:, None], join_heads(key)[:, None]
         scaling = query.shape[-1] ** -0.5
+    if isinstance(mask, Tensor) and mask.dtype != torch.bool:
+        # an added mask may hold more than what it hides
+        if row == "cls":
+            return _weights(query[:, :, :1], key, _mask_rows(mask, 0, 1), scaling)[:, :, 0].mean(1)
+        return _received(query, key, mask, scaling)
+    looks = mask.expand(query.shape[0], *mask.shape[1:]) if isinstance(mask, Tensor) else None
     if row == "cls":
-        return _weights(query[:, :, :1], key, _mask_rows(mask, 0, 1), scaling)[:, :, 0].mean(1)
-    return _received(query, key, mask, scaling)
+        looks = None if looks is None else looks[:, :, :1]
+        return _paid(window_scores, query[:, :, :1], key, looks, scaling)
+    sight = Sight(query.shape[2], key.shape[2], False, None, None, looks)
+    lookers = visible_rows(sight, None, query.shape[0], query.device).mean(1)
+    # images that share a sequence do not dilute one another
+    return _paid(column_scores, query, key, looks, scaling) / lookers.clamp(min=1)
+
+
+def _paid(operation: Any, query: Tensor, key: Tensor, looks: Tensor | None, scaling: float) -> Tensor:
+    made: Tensor = operation(query, key, scaling=scaling, causal=False, looks=looks, grouped=False)
+    return made.float().mean(1)
 
 
 def reduce_keys(key: Tensor, heads: str) -> Tensor:
@@ -33,32 +52,26 @@ def join_heads(states: Tensor) -> Tensor:
     return states.transpose(1, 2).flatten(2)
 
 
-def _received(query: Tensor, key: Tensor, mask: Any, scaling: float) -> Tensor:
-    """Mean over the queries that may look at a key: images that share a sequence do not dilute one another."""
+def _received(query: Tensor, key: Tensor, mask: Tensor, scaling: float) -> Tensor:
+    """Mean over the queries that may look at a key, with a mask that is added."""
     total = query.new_zeros(query.shape[0], key.shape[2], dtype=torch.float32)
     lookers = torch.zeros_like(total)
     for start in range(0, query.shape[2], _CHUNK):
         part = query[:, :, start : start + _CHUNK]
         rows = _mask_rows(mask, start, part.shape[2])
         total += _weights(part, key, rows, scaling).mean(1).sum(1)
-        lookers += part.shape[2] if rows is None else _looking(rows, part.shape[2])
+        lookers += _looking(rows, part.shape[2])
     return total / lookers.clamp(min=1)
 
 
 def _looking(rows: Tensor, queries: int) -> Tensor:
     """How many queries may look at each key [b, N]."""
-    seen = rows if rows.dtype == torch.bool else rows > torch.finfo(rows.dtype).min / 2
-    return seen.float().mean(1).mean(1) * queries
+    return (rows > torch.finfo(rows.dtype).min / 2).float().mean(1).mean(1) * queries
 
 
-def _weights(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
-    logits = (query.float() @ key.float().transpose(2, 3)) * scaling
-    if mask is not None:
-        logits = logits.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else logits + mask.float()
-    return logits.softmax(-1)
+def _weights(query: Tensor, key: Tensor, mask: Tensor, scaling: float) -> Tensor:
+    return (scaled_logits(query.float(), key.float(), scaling) + mask.float()).softmax(-1)
 
 
-def _mask_rows(mask: Any, start: int, count: int) -> Tensor | None:
-    if not isinstance(mask, Tensor):
-        return None
+def _mask_rows(mask: Tensor, start: int, count: int) -> Tensor:
     return mask if mask.shape[2] == 1 else mask[:, :, start : start + count]

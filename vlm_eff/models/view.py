@@ -28,7 +28,7 @@ class Observed(Protocol):
     """Answers the observations of one view; `Observer.at` makes it."""
 
     def query_logits(self, wanted: QueryRow) -> tuple[Tensor, Tensor]: ...
-    def attention(self, wanted: QueryRows, rows: Rows, reduce: Literal["sum", "max"]) -> Attended: ...
+    def attention(self, wanted: QueryRow | QueryRows, rows: Rows, reduce: Literal["sum", "max"]) -> Attended: ...
     def layer_input(self, wanted: LayerInput, rows: Rows) -> Tensor: ...
     def layer_keys(self, wanted: LayerKeys, rows: Rows | None) -> Tensor: ...
     def tower(self, wanted: TowerObservation) -> Tensor: ...
@@ -108,10 +108,10 @@ class View:
         """
         return self.prompt.probes(recent, random, seed)
 
-    def attention(self, wanted: QueryRows, rows: Rows, reduce: Literal["sum", "max"] = "sum") -> Attended:
+    def attention(self, wanted: QueryRow | QueryRows, rows: Rows, reduce: Literal["sum", "max"] = "sum") -> Attended:
         """Softmaxed attention of `rows` over all keys, summed or the largest over the rows [B, H, S].
 
-        Float32, computed in chunks of rows: `prompt.everything()` gives exact column sums without an L x L matrix, at
+        Float32, by `kernels.window_scores`: `prompt.everything()` gives exact column sums without an L x L matrix, at
         the price of all products. The observation must be among the plugin's `needs`.
         """
         return self.observed.attention(wanted, rows, reduce)

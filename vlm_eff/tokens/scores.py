@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vlm_eff.core.config import part
 from vlm_eff.core.plugin import Observation, QueryRow
-from vlm_eff.importance.attention import row_scores
+from vlm_eff.importance.attention import paid_scores, row_scores
 from vlm_eff.importance.spatial import spread_order
 from vlm_eff.models.view import View
 
@@ -50,6 +50,9 @@ class QueryAttention:
         return QueryRow(layer - 1 if self.when == "inside" else layer, self.when, self.rope)
 
     def __call__(self, view: View) -> Tensor:
+        if self.over == "all":
+            seen = view.attention(self._row(view.layer), view.prompt.last())
+            return paid_scores(seen.weight, seen.columns, view.spans.valid)
         logits, columns = view.query_logits(self._row(view.layer))
         return row_scores(logits, columns, view.spans.valid, over=self.over)
 

@@ -17,7 +17,7 @@ from tests.kernels.window_scores.problems import heads, large_tiles, sight
 from tests.kernels.window_scores.test_scores import check_scores
 from vlm_eff.core.errors import CapabilityError, InputError
 from vlm_eff.kernels import why_not
-from vlm_eff.kernels.window_scores import Sight, fast, launch, visible_rows, window_lse, window_scores
+from vlm_eff.kernels.window_scores import Sight, fast, launch, visible_keys, visible_rows, window_lse, window_scores
 
 __all__ = ["large_tiles"]
 
@@ -109,6 +109,7 @@ def test_rows_that_may_look_are_counted_without_pairs() -> None:
         seen = Sight(30, 50, **rule)
         pairs = seen.pairs(2, query.device)
         all_pairs = torch.ones(2, 1, 30, 50, dtype=torch.bool) if pairs is None else pairs.expand(2, -1, 30, -1)
+        assert torch.equal(visible_keys(seen, 2, query.device), all_pairs[:, 0].sum(2)), name
         for counts in (None, weight):
             want = all_pairs[:, :1].float() * (1 if counts is None else counts[:, None, :, None])
             assert torch.equal(visible_rows(seen, counts, 2, query.device), want.sum(2)), name

@@ -10,7 +10,7 @@ from vlm_eff.kernels.window_scores.visible import Sight
 
 # logits held at a time, in numbers: 64 MiB of float32
 CHUNK = 1 << 24
-# rows at a time where each chunk needs no more keys than its last row sees
+# rows at a time at most: a chunk of causal rows needs no more keys than its last row sees
 STEP = 256
 
 
@@ -60,9 +60,7 @@ def window_scores(
     sight = Sight(query.shape[2], key.shape[2], causal, column, first, looks)
     query, key = _real(query), _real(key)
     got = query.new_zeros(query.shape[0], query.shape[1], sight.keys)
-    step = rows_at_once(query.shape[0], query.shape[1], sight.keys)
-    if causal and column is None and sight.rows > STEP:
-        step = min(step, STEP)
+    step = min(rows_at_once(query.shape[0], query.shape[1], sight.keys), STEP)
     for start in range(0, sight.rows, step):
         end = min(start + step, sight.rows)
         logits, pairs = _chunk(query, key, scaling, softcap, sight, start, end)

@@ -93,6 +93,24 @@ def visible_rows(sight: Sight, weight: Tensor | None, batch: int, device: torch.
     return steps[:, : sight.keys].cumsum(1).float()[:, None]
 
 
+def visible_keys(sight: Sight, batch: int, device: torch.device) -> Tensor:
+    """How many keys each row may look at [B, R] int64; `looks` must be the same for all heads."""
+    n = sight.keys
+    last = sight._last(device)
+    last = torch.full((1, 1), n - 1, device=device) if last is None else last.clamp(min=-1, max=n - 1)
+    begin = torch.zeros(1, 1, device=device, dtype=torch.long) if sight.first is None else sight.first.clamp(0, n)
+    begin = begin if begin.dim() == 2 else begin[:, None]
+    last, begin = (t.expand(batch, sight.rows).long() for t in (last, begin))
+    if sight.looks is None:
+        return (last + 1 - begin).clamp(min=0)
+    if sight.looks.shape[2] > 1:
+        pairs = sight.pairs(1, device)
+        assert pairs is not None
+        return pairs[:, 0].sum(-1).expand(batch, -1)
+    before = torch.nn.functional.pad(sight.looks[:, 0, 0].long().cumsum(1), (1, 0)).expand(batch, -1)
+    return (before.gather(1, last + 1) - before.gather(1, begin)).clamp(min=0)
+
+
 def check(query: Tensor, key: Tensor, sight: Sight, weight: Tensor | None, lse: Tensor | None) -> None:
     """Raise `InputError` where shapes do not fit together."""
     if query.dim() != 4 or key.dim() != 4:

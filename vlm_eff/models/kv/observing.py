@@ -10,10 +10,12 @@ from torch import Tensor
 
 from vlm_eff.core.cache import CacheRows, CacheSums
 from vlm_eff.importance.select import from_mask
+from vlm_eff.kernels.window_scores.fast import rows_at_once
 from vlm_eff.models.call import Call
 from vlm_eff.models.kv.book import Asked, Columns, Sums, wanted_rows
 from vlm_eff.models.kv.layer import CompressedLayer
-from vlm_eff.models.observe import Source, chunk_rows, gather_rows, row_logits
+from vlm_eff.models.observe import Source, gather_rows, row_logits
+from vlm_eff.models.received import Looking, looking, sum_all
 
 MODALITIES = 3
 
@@ -106,13 +108,38 @@ def _looks(call: Call, now: Passing, index: Tensor, valid: Tensor, mask: Any, re
 
 
 def note_sums(layer: CompressedLayer, kinds: tuple[CacheSums, ...], source: Source, now: Passing) -> None:
-    """Add what all keys receive from the verified rows of this call; rows are taken in chunks."""
+    """Add what all keys receive from the verified rows of this call."""
+    seen = looking(source, None, now.valid)
+    if seen is not None and seen.sight.looks is not None and seen.sight.looks.shape[1] > 1:
+        # what rows look at differs between the heads
+        seen = None
+    slow = tuple(kind for kind in kinds if seen is None or kind.kind == "modality")
+    made = _sums_of_logits(slow, source, now) if slow else {}
+    for kind in kinds:
+        if seen is not None and kind not in made:
+            made[kind] = _fused_sums(kind, source, now, seen)
+        old = layer.book.sums.get(kind)
+        layer.book.sums[kind] = made[kind] if old is None else old.add(made[kind].got, made[kind].looks)
+
+
+def _fused_sums(kind: CacheSums, source: Source, now: Passing, seen: Looking) -> Sums:
+    """Sums of one column without a logit outside of the kernel."""
+    batch, device = now.valid.shape[0], now.valid.device
+    weight = now.valid.float()
+    if kind.kind == "longest":
+        weight = weight * seen.keys(batch, device)
+    looks = seen.rows(batch, device)[:, None, :, None]
+    return Sums(sum_all(source, seen, weight)[..., None], looks.repeat(1, source.key.shape[1], 1, 1))
+
+
+def _sums_of_logits(kinds: tuple[CacheSums, ...], source: Source, now: Passing) -> dict[CacheSums, Sums]:
+    """Sums from logits, some rows at a time: rows of three modalities in one pass, or logits that are changed."""
     batch, count = now.slot.shape
     heads = source.query(now.slot[:, :1] * 0).shape[1]
     key_heads, keys = source.key.shape[1], source.key.shape[2]
     got = {kind: torch.zeros(batch, key_heads, keys, _width(kind), device=source.key.device) for kind in kinds}
     looks = {kind: torch.zeros_like(got[kind]) for kind in kinds}
-    step = chunk_rows(batch, heads, keys)
+    step = rows_at_once(batch, heads, keys)
     place = torch.arange(count, device=source.key.device).expand(batch, -1)
     for start in range(0, count, step):
         at = place[:, start : start + step]
@@ -126,10 +153,7 @@ def note_sums(layer: CompressedLayer, kinds: tuple[CacheSums, ...], source: Sour
             spread = _spread(kind, now.modality[:, start : start + step], sees)
             got[kind] += torch.einsum("bhrs,bhrc->bhsc", weight, spread)
             looks[kind] += torch.einsum("bhrs,bhrc->bhsc", sees, spread if kind.kind == "modality" else spread * 0 + 1)
-    for kind in kinds:
-        old = layer.book.sums.get(kind)
-        new = Sums(got[kind], looks[kind])
-        layer.book.sums[kind] = new if old is None else old.add(new.got, new.looks)
+    return {kind: Sums(got[kind], looks[kind]) for kind in kinds}
 
 
 def _width(kind: CacheSums) -> int:

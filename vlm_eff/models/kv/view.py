@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from vlm_eff.core.cache import PADDING, TEXT, CacheGradients, CacheRows, CacheSums
 from vlm_eff.core.errors import CapabilityError, StateError, explain
+from vlm_eff.importance.entry_scores import received
 from vlm_eff.importance.modality_table import scale_logits
 from vlm_eff.kernels.compact import compact
+from vlm_eff.kernels.window_scores import window_scores
 from vlm_eff.models.kv.book import Asked, Columns, Sums, final_rows
 from vlm_eff.models.kv.layer import CompressedLayer
 from vlm_eff.models.kv.places import Rotary
@@ -78,16 +80,13 @@ class Entries:
 
         closed: over the packed entries too, which then come before the open ones
         """
-        asked = self._cache.book.asked.get(rule)
-        if asked is None or self._traits is None:
-            raise _not_seen(f"query rows {rule}", self.layer)
-        rows = final_rows(rule, asked)
+        rows, traits = self._rows(rule)
         keys, positions, weights = self._everything()
         factor = None
-        if (table := self._traits.table) is not None:
+        if (table := traits.table) is not None:
             modality = modality_at(self._record, positions)
             factor = partial(scale_logits, alpha=table, query_modality=rows.modality, key_modality=modality)
-        logits = dot(rows.query, keys, self._traits.scaling, self._traits.softcap, factor)
+        logits = dot(rows.query, keys, traits.scaling, traits.softcap, factor)
         looks = looks_at(rows, positions, self._record.real)
         spread = logits.shape[1] // looks.shape[1]
         hidden = ~looks.repeat_interleave(spread, 1)
@@ -100,6 +99,29 @@ class Entries:
         weight = weight.masked_fill(~rows.valid[:, None, :, None], 0.0)
         first = 0 if closed else keys.shape[2] - self.key.shape[2]
         return RowAttention(weight[..., first:], logits[..., first:], looks[..., first:], rows)
+
+    def received(self, rule: CacheRows) -> Tensor:
+        """What each entry gets from the rows, summed over them and over its query heads [B, Hkv, N] float32.
+
+        The sums of `attention`, by the fused operation where nothing but the queries and keys decides the logits.
+        """
+        rows, traits = self._rows(rule)
+        keys, positions, weights = self._everything()
+        if traits.table is not None or weights is not None:
+            seen = self.attention(rule)
+            return received(seen.weight, seen.rows.valid, seen.looks, self.key.shape[1])
+        looks = looks_at(rows, positions, self._record.real)
+        made = window_scores(
+            rows.query, keys, scaling=traits.scaling, softcap=traits.softcap, causal=False, looks=looks
+        )
+        return made[..., keys.shape[2] - self.key.shape[2] :].float()
+
+    def _rows(self, rule: CacheRows) -> tuple[Asked, Traits]:
+        """The rows of a rule as they stand now, and how their layer attends."""
+        asked = self._cache.book.asked.get(rule)
+        if asked is None or self._traits is None:
+            raise _not_seen(f"query rows {rule}", self.layer)
+        return final_rows(rule, asked), self._traits
 
     def all_values(self) -> Tensor:
         """Values of the packed entries, then of the open ones [B, Hkv, S, Dh]: what `attention(closed=True)` weighs."""
