@@ -80,6 +80,10 @@ def test_the_mask_is_the_union_of_what_is_listed(rule: Rule) -> None:
     assert not wrong_pairs(lists, made, rule)
     assert made.any() and not made.all()
     assert torch.equal(lists.mask(QUERIES, KEYS, rule, begin=2, end=9), made[:, :, 2:9])
+    some = torch.tensor([1, 7, 13])
+    assert torch.equal(lists.mask(QUERIES, KEYS, rule, begin=5, keys=some), made[:, :, 5:, some])
+    listed = lists.mask(QUERIES, KEYS, Rule(causal=False), begin=4, end=8)
+    assert torch.equal(lists.keys(KEYS, 4, 8), listed.flatten(0, 2).any(0))
 
 
 def test_saboteur_a_count_that_is_off_by_one_is_seen() -> None:

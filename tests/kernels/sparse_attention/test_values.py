@@ -43,6 +43,13 @@ def test_float64_goes_through_the_torch_form() -> None:
     assert relative(sparse_attention(*call), want) < 1e-14
 
 
+def test_the_torch_form_does_without_the_private_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fast, "_FLASH_CPU", None)
+    for name in ("cross-modal, padded, behind a cache", "seven heads a key head"):
+        call = draw(CASES[name], fresh())
+        assert not faults(CASES[name], call, answer(CASES[name], call, "torch"))
+
+
 @pytest.mark.parametrize("return_lse", [False, True])
 def test_chunks_of_queries_change_nothing(monkeypatch: pytest.MonkeyPatch, return_lse: bool) -> None:
     call = draw(CASES["cross-modal, padded, behind a cache"], fresh())
@@ -50,6 +57,30 @@ def test_chunks_of_queries_change_nothing(monkeypatch: pytest.MonkeyPatch, retur
     monkeypatch.setattr(fast, "CHUNK", 37)
     apart = sparse_attention(*call, return_lse=return_lse, backend="torch")
     for one, other in zip(*((x if return_lse else (x,)) for x in (apart, whole)), strict=True):
+        assert relative(one, other) < 1e-6
+
+
+@pytest.mark.parametrize("return_lse", [False, True])
+def test_on_a_processor_only_what_is_listed_is_computed(monkeypatch: pytest.MonkeyPatch, return_lse: bool) -> None:
+    part = torch.zeros(1, 1, 5, 5, dtype=torch.bool)
+    part[0, 0, [0, 1, 3, 4, 4], [0, 1, 1, 0, 4]] = True  # the third block of queries sees nothing at all
+    case = Case(shared=True, batch=2)
+    query, key, value, _, rule = draw(case, fresh())
+    call = (query, key, value, BlockLists.of_masks(part & False, part, 64, 64), rule)
+    name = "_attend_and_tell" if return_lse else "_attend"
+    attend, lengths = getattr(fast, name), []
+
+    def note(query: Tensor, key: Tensor, *rest: Any) -> Any:
+        lengths.append(key.shape[2])
+        return attend(query, key, *rest)
+
+    monkeypatch.setattr(fast, "CHUNK", 64)
+    monkeypatch.setattr(fast, name, note)
+    made = sparse_attention(*call, return_lse=return_lse, backend="torch")
+    want = sparse_attention(*call, return_lse=return_lse, backend="reference")
+    # the first chunk has no others, the third has none to choose
+    assert lengths == [64, 64, 192, 64, 108]
+    for one, other in zip(*((x if return_lse else (x,)) for x in (made, want)), strict=True):
         assert relative(one, other) < 1e-6
 
 

@@ -110,21 +110,46 @@ class BlockLists:
             got = f"the last key block, of {ragged} keys, listed as seen whole"
             raise InputError(explain(got, f"whole blocks of {self.columns} keys", "List it in part"))
 
-    def mask(self, query_length: int, key_length: int, rule: Rule, *, begin: int = 0, end: int | None = None) -> Tensor:
+    def mask(
+        self,
+        query_length: int,
+        key_length: int,
+        rule: Rule,
+        *,
+        begin: int = 0,
+        end: int | None = None,
+        keys: Tensor | None = None,
+    ) -> Tensor:
         """The lists and the rule as a mask [B | 1, H | 1, end - begin, S], True where a query sees a key.
 
-        begin, end: only these of the Q rows (default: all). Cost: a byte a pair, so ask for a chunk of rows at a time.
+        begin, end: only these of the Q rows (default: all). keys: [N] int64, only these of the S keys.
+        Cost: a byte a pair, so ask for a chunk of rows at a time.
         """
         end = query_length if end is None else end
-        key_blocks = -(-key_length // self.columns)
         device = self.full_count.device
-        block = torch.arange(begin, end, device=device) // self.rows
-        seen = rule.allowed(query_length, key_length, begin=begin, end=end, device=device)
-        part = self._keys(self._count(self.part_count, self.part_index, key_blocks), key_length)
+        keys = torch.arange(key_length, device=device) if keys is None else keys
+        full, part = self._chunk(key_length, begin, end, keys)
+        row = torch.arange(begin, end, device=device) // self.rows - begin // self.rows
+        seen = rule.allowed(query_length, key_length, begin=begin, end=end, keys=keys, device=device)
+        return full[:, :, row] | (part[:, :, row] & seen)
+
+    def keys(self, key_length: int, begin: int, end: int) -> Tensor:
+        """Which keys are listed for any of the rows begin to end, of any head and row of the batch: bool [S]."""
+        every = torch.arange(key_length, device=self.full_count.device)
+        full, part = self._chunk(key_length, begin, end, every)
+        return (full | part).flatten(0, 2).any(0)
+
+    def _chunk(self, key_length: int, begin: int, end: int, keys: Tensor) -> tuple[Tensor, Tensor]:
+        """Which keys are listed whole and in part for the blocks of rows begin to end: [B | 1, H | 1, blocks, N]."""
+        rows, blocks = slice(begin // self.rows, -(-end // self.rows)), -(-key_length // self.columns)
+        full, part = (
+            (self._count(count[:, :, rows], index[:, :, rows], blocks) > 0)[..., keys // self.columns]
+            for count, index in ((self.full_count, self.full_index), (self.part_count, self.part_index))
+        )
         if self.column_count is not None and self.column_index is not None:
-            part = part | (self._count(self.column_count, self.column_index, key_length) > 0)
-        full = self._keys(self._count(self.full_count, self.full_index, key_blocks), key_length)
-        return full[:, :, block] | (part[:, :, block] & seen)
+            single = self._count(self.column_count[:, :, rows], self.column_index[:, :, rows], key_length)
+            part = part | (single[..., keys] > 0)
+        return full, part
 
     def density(self, key_length: int, query_length: int | None = None) -> Tensor:
         """Pairs of queries and keys that are computed, as a share of what a dense causal pass computes [B | 1, H | 1].
@@ -149,7 +174,3 @@ class BlockLists:
         times = torch.zeros(*index.shape[:3], limit + 1, dtype=torch.int32, device=index.device)
         place = index.masked_fill(~self._listed(count, index), limit).long()
         return times.scatter_add_(-1, place, torch.ones_like(index))[..., :limit]
-
-    def _keys(self, times: Tensor, key_length: int) -> Tensor:
-        """Blocks that are listed, as a mask over keys."""
-        return (times > 0).repeat_interleave(self.columns, -1)[..., :key_length]

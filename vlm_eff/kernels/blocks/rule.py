@@ -72,27 +72,39 @@ class Rule:
         *,
         begin: int = 0,
         end: int | None = None,
+        keys: Tensor | None = None,
         device: torch.device | None = None,
     ) -> Tensor:
         """The rule as a mask [B | 1, 1, end - begin, S], True where the query sees the key.
 
-        begin, end: only these of the Q rows (default: all). device: where, if the rule itself holds no tensor.
-        Cost: a byte a pair, and as much again while it is made; call it for a chunk of rows at a time.
+        begin, end: only these of the Q rows (default: all). keys: [N] int64, only these of the S keys.
+        device: where, if the rule itself holds no tensor. Cost: a byte a pair; call it for a chunk of rows at a time.
+        """
+        places = self.places(query_length, key_length, device=device)
+        shown, near = (x if keys is None else x[:, keys] for x in places[:2])
+        reach, behind = (x[:, begin:end, None] for x in places[2:])
+        seen = shown[:, None] <= reach
+        if self.local:
+            seen = seen & (near[:, None] > behind)
+        return seen[:, None]
+
+    def places(
+        self, query_length: int, key_length: int, *, device: torch.device | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The rule as two comparisons a pair, shown[j] <= reach[i] and near[j] > behind[i].
+
+        What all may see, or nobody, stands at a place where the comparison says so. Returns shown, near [B | 1, S] and
+        reach, behind [B | 1, Q], int32; the second comparison is for rules that are `local`.
         """
         device = next((t.device for t in (self.first, self.text) if t is not None), device)
-        shift = key_length - query_length
-        i = torch.arange(begin + shift, (query_length if end is None else end) + shift, device=device)[:, None]
-        j = torch.arange(key_length, device=device)
-        first = torch.zeros(1, 1, 1, device=device) if self.first is None else self.first[:, None, None]
-        seen = j >= first
-        if self.causal:
-            seen = seen & (j <= i)
-        if self.local:
-            near = j < first + self.sinks
-            if self.window is not None:
-                near = near | (i - j < self.window)
-            if self.text is not None:
-                text = self.text.bool()
-                near = near | text[:, i[:, 0]][:, :, None] | text[:, None]
-            seen = seen & near
-        return seen.expand(-1, i.shape[0], -1)[:, None]
+        far, shift = 1 << 30, key_length - query_length
+        j = torch.arange(key_length, dtype=torch.int32, device=device)[None]
+        i = j[:, shift:]
+        first = torch.zeros_like(j[:, :1]) if self.first is None else self.first[:, None]
+        special = j < first + self.sinks
+        behind = torch.full_like(i, far - 1) if self.window is None else i - self.window
+        if self.text is not None:
+            text = self.text.bool()
+            special, behind = special | text, behind.where(~text[:, shift:], -1)
+        reach = i if self.causal else torch.full_like(i, far - 1)
+        return j.where(j >= first, far), j.where(~special, far), reach, behind

@@ -115,25 +115,14 @@ def _cap(softcap: float, device: torch.device) -> Callable[..., Tensor]:
 def _pair_test(
     rule: Rule, batch: int, query_length: int, key_length: int, device: torch.device
 ) -> Callable[..., Tensor]:
-    """The rule for one pair, as FlexAttention asks for it: two comparisons, as in the kernel.
+    """The rule for one pair, as FlexAttention asks for it: two comparisons.
 
     All numbers are in tensors of a size that does not vary. Compiled for the CPU, FlexAttention of PyTorch 2.15 takes
     other sizes and numbers that the test needs for loop variables of its own: with one it may not compile, with several
     its answers were wrong.
     """
-    far, shift = 1 << 30, key_length - query_length
-    places = torch.arange(key_length, device=device)[None]
-    first = torch.zeros_like(places[:, 0]) if rule.first is None else rule.first
-    special = places < first[:, None] + rule.sinks
-    behind = places + (shift - rule.window) if rule.window is not None else torch.full_like(places, far - 1)
-    if rule.text is not None:
-        text = rule.text.bool()
-        # entries past the last query are not read
-        special, behind = special | text, behind.where(~text.roll(-shift, 1), -1)
-    # what all may see, or none, is moved to where the comparison says so
-    shown, near = places.where(places >= first[:, None], far), places.where(~special, far)
-    reach = places + shift if rule.causal else torch.full_like(places, far - 1)
-    shown, near, behind, reach = (_fixed(x, batch) for x in (shown, near, behind, reach))
+    places = rule.places(query_length, key_length, device=device)
+    shown, near, reach, behind = (_fixed(x, key_length, batch) for x in places)
 
     def seen(b: Tensor, h: Tensor, row: Tensor, j: Tensor) -> Tensor:
         return shown[b, j] <= reach[b, row]
@@ -144,9 +133,9 @@ def _pair_test(
     return seen_near if rule.local else seen
 
 
-def _fixed(places: Tensor, batch: int) -> Tensor:
-    """Places [B | 1, S] for each row of the batch, filled up to a power of two: few sizes, so few compilations."""
-    size = 1 << max(12, (places.shape[1] - 1).bit_length())
+def _fixed(places: Tensor, key_length: int, batch: int) -> Tensor:
+    """Places [B | 1, Q | S] for each row of the batch, filled up to a power of two: few sizes, so few compilations."""
+    size = 1 << max(12, (key_length - 1).bit_length())
     padded = functional.pad(places.expand(batch, -1), (0, size - places.shape[1]))
     torch._dynamo.mark_static(padded)
     return padded

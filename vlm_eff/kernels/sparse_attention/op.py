@@ -54,8 +54,9 @@ def sparse_attention(
     sinks, windows and text that sees all as in Longformer and BigBird.
     Cost: 4 * Dh operations for each pair of a listed block, and on an H100 at best half of its peak. Attention is 1 %
     of a prompt's operations at 640 tokens, 6 % at 2944 and a third at 32768: below about 8000 tokens nobody will
-    notice what is spared here. Without the kernel nothing is spared but the upper triangle: "torch" is dense attention
-    under a mask.
+    notice what is spared here. Without the kernel, "torch" is dense attention under a mask in chunks of queries: on a
+    CPU lists that all heads share save time from half the pairs on, lists of heads apart cost more than dense causal
+    attention does.
 
     Raises:
         InputError: shapes that do not belong together, or lists of another call.
