@@ -104,7 +104,7 @@ class PrefillReport:
     sequence_per_layer: sequence length computed at each decoder layer, fillers included
     attended_per_layer: the part of it that takes part in the layer's attention
     listed_per_layer:   share of the pairs of tokens of a causal pass that the layer attends in, mean over heads
-    computed_per_layer: the share that is computed: without a kernel all of them are, and those not listed are hidden
+    computed_per_layer: the share that counts as computed: all of them where no kernel runs
     asked_per_layer:    visual tokens the plugins asked for at each layer, mean over the rows
     kv_tokens:          cache entries a row at each layer after the call; kv_logical is what a bare model stores
     kv_bytes:           bytes of keys and values after the call; kv_bytes_bare is what a bare model stores

@@ -37,6 +37,13 @@ ARCHITECTURES = (80, 86, 90, 100)
 SHARED_MEMORY = {80: 163 << 10, 86: 99 << 10, 90: 227 << 10, 100: 227 << 10}
 
 
+def two_parts(width: int) -> tuple[int, int]:
+    """A width as two powers of two, the second with room to spare: 72 -> 64 + 16, 96 -> 64 + 32, 128 -> 128 + 0."""
+    first = 1 << (width.bit_length() - 1)
+    rest = width - first
+    return first, max(16, 1 << (rest - 1).bit_length()) if rest else 0
+
+
 def architecture(device: torch.device) -> int:
     """The class of architectures a device belongs to; that of Hopper where kernels are interpreted.
 

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from vlm_eff.kernels.register import register
 from vlm_eff.kernels.selected_attention.tiles import TABLE
-from vlm_eff.kernels.tiles import lookup, why_no_tiles
+from vlm_eff.kernels.tiles import lookup, two_parts, why_no_tiles
 from vlm_eff.kernels.triton_here import why_not_dense
 
 # widths of heads as one or two powers of two; the tensor cores need 16 at least
-PARTS = {16: (16, 0), 32: (32, 0), 64: (64, 0), 72: (64, 16), 80: (64, 16), 96: (64, 32), 128: (128, 0), 256: (256, 0)}
+WIDTHS = (16, 32, 64, 72, 80, 96, 128, 256)
 LOG2E = 1.4426950408889634
 
 
@@ -31,11 +31,11 @@ def limits(
 ) -> str | None:
     """Why the kernel cannot run on these arguments; None when it can."""
     width = query.shape[3]
-    if width not in PARTS:
-        return f"heads of width {width}, and the kernel takes {', '.join(map(str, PARTS))}"
+    if width not in WIDTHS:
+        return f"heads of width {width}, and the kernel takes {', '.join(map(str, WIDTHS))}"
     if value.shape[3] != width:
         return f"values of width {value.shape[3]} for queries of width {width}"
-    return why_not_dense(query, key, value) or why_no_tiles(TABLE, query.device, sum(PARTS[width]), query.dtype)
+    return why_not_dense(query, key, value) or why_no_tiles(TABLE, query.device, sum(two_parts(width)), query.dtype)
 
 
 def selected_attention(
@@ -85,7 +85,7 @@ def _launch(
         share.fill_(-math.inf)
     if not chosen or not query.numel():
         return output, share
-    front, back = PARTS[width]
+    front, back = two_parts(width)
     tiles = lookup(TABLE, query.device, front + back, query.dtype)
     # a filler is at place -1
     index = index.contiguous() if valid is None else torch.where(valid, index, -1)

@@ -12,7 +12,7 @@ from torch._subclasses import FakeTensor
 from vlm_eff.kernels.blocks import BlockLists, Rule
 from vlm_eff.kernels.register import register
 from vlm_eff.kernels.sparse_attention.tiles import SMALL, TABLE
-from vlm_eff.kernels.tiles import Tiles, lookup, why_no_tiles
+from vlm_eff.kernels.tiles import Tiles, lookup, two_parts, why_no_tiles
 from vlm_eff.kernels.triton_here import why_not_dense
 
 # what `window` says of a rule without one: every key lies before it
@@ -57,13 +57,6 @@ def chosen(device: torch.device, width: int, dtype: torch.dtype, rows: int, colu
     return replace(tiles, m=min(tiles.m, rows & -rows), n=min(tiles.n, columns & -columns))
 
 
-def parts(width: int) -> tuple[int, int]:
-    """A width as two powers of two, the second with room to spare: 72 -> 64 + 16, 96 -> 64 + 32, 128 -> 128 + 0."""
-    first = 1 << (width.bit_length() - 1)
-    rest = width - first
-    return first, max(16, 1 << (rest - 1).bit_length()) if rest else 0
-
-
 def _launch(
     query: Tensor,
     key: Tensor,
@@ -90,7 +83,7 @@ def _launch(
     output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     lse = torch.empty(query.shape[:3], dtype=torch.float32, device=query.device)
     tiles = chosen(query.device, width, query.dtype, rows, columns)
-    part, part2 = parts(width)
+    part, part2 = two_parts(width)
     # tensors that are not there are never read: any pointer does
     line_count = full_count if column_count is None else column_count
     line_index = full_index if column_index is None else column_index

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vlm_eff.kernels.register import register
-from vlm_eff.kernels.tiles import Table, Tiles, lookup, why_no_tiles
+from vlm_eff.kernels.tiles import Table, Tiles, lookup, two_parts, why_no_tiles
 from vlm_eff.kernels.triton_here import why_not_dense
 from vlm_eff.kernels.window_scores.tiles import LSE_TABLE, TABLE
 from vlm_eff.kernels.window_scores.visible import Sight
@@ -82,14 +82,13 @@ class Problem:
     def flags(self) -> dict[str, Any]:
         """Constants of both kernels."""
         width = self.query.shape[3]
-        wide = 1 << (width.bit_length() - 1)
-        rest = width - wide
+        wide, rest = two_parts(width)
         return {
             "WIDTH": width,
             "D1": wide,
             # numbers in 16 bytes, where every row begins at a multiple of them
             "ALIGN": _alignment(self.query, self.key),
-            "D2": 0 if not rest else max(16, 1 << (rest - 1).bit_length()),
+            "D2": rest,
             "CAUSAL": self.mode,
             "FIRST": self.sight.first is not None,
             "LOOKS": self.sight.looks is not None,
