@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -40,9 +39,13 @@ class Entries:
     def position(self) -> Tensor:
         return torch.arange(self.weight.shape[3]).expand(self.weight.shape[0], self.heads, -1)
 
-    def attention(self, rule: CacheRows) -> Any:
+    def received(self, rule: CacheRows) -> Tensor:
         assert rule == ROWS
-        return SimpleNamespace(weight=self.weight, looks=self.looks)
+        return self.weight.sum(2).unflatten(1, (self.heads, -1)).sum(2)
+
+    def looking(self, rule: CacheRows) -> Tensor:
+        assert rule == ROWS
+        return self.looks.sum(2)
 
     @property
     def ready(self) -> Tensor:
@@ -184,8 +187,13 @@ def test_what_was_generated_is_judged_by_the_last_token(monkeypatch: pytest.Monk
     model, inputs = kit.model_of("llava"), tiny_inputs("llava", (1, 2))
     length, seen = inputs["input_ids"].shape[1], []
     asked: list[Any] = []
-    original = view.Entries.attention
-    monkeypatch.setattr(view.Entries, "attention", lambda self, rule: asked.append(original(self, rule)) or asked[-1])
+    original = view.Entries.received
+
+    def noted(self: view.Entries, rule: CacheRows) -> Tensor:
+        asked.append(self.attention(rule))
+        return original(self, rule)
+
+    monkeypatch.setattr(view.Entries, "received", noted)
     with attach(model, zipvl_kv(8, 2, keep_mass=0.3, recent=4, random=4, every=5)):
         talk = Talk(model, inputs).decode(6)
         for layer in talk.cache.layers:

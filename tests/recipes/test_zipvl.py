@@ -78,8 +78,9 @@ def test_nothing_is_looked_at_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     model, inputs = kit.model_of("llava"), tiny_inputs("llava", (1, 2))
     computed: list[CacheRows] = []
     kept: list[CacheRows] = []
-    attention, note, sums = view.Entries.attention, observing.note_rows, observing.note_sums
-    monkeypatch.setattr(view.Entries, "attention", lambda self, rule: computed.append(rule) or attention(self, rule))
+    received, note, sums = view.Entries.received, observing.note_rows, observing.note_sums
+    monkeypatch.setattr(view.Entries, "attention", lambda self, rule: pytest.fail("attention of rows was computed"))
+    monkeypatch.setattr(view.Entries, "received", lambda self, rule: computed.append(rule) or received(self, rule))
     monkeypatch.setattr(
         "vlm_eff.models.kv.runtime.note_rows", lambda layer, rule, *rest: kept.append(rule) or note(layer, rule, *rest)
     )

@@ -19,14 +19,6 @@ from vlm_eff.importance.select import top_k
 from vlm_eff.models.kv.view import Entries
 
 
-def received(entries: Entries, rows: CacheRows) -> tuple[Tensor, Tensor]:
-    """What entries get from query rows [B, Hkv, N], summed over rows and the heads of a group; rows that may look."""
-    seen = entries.attention(rows)
-    batch, heads, _, count = seen.weight.shape
-    groups = entries.key.shape[1]
-    return seen.weight.sum(2).view(batch, groups, heads // groups, count).sum(2), seen.looks.sum(2)
-
-
 @part
 @dataclass(frozen=True)
 class ByMass:
@@ -50,7 +42,7 @@ class ByMass:
     def __call__(self, entries: Entries, ready: Tensor) -> Tensor:
         if self.keep_mass == 1:
             return torch.zeros_like(ready, dtype=torch.long)
-        mass, looks = received(entries, self.rows)
+        mass, looks = entries.received(self.rows), entries.looking(self.rows)
         ranked = mass.masked_fill(~ready, 0.0).sort(-1, descending=True).values.sum(1)
         longest = ready.sum(-1).amax(1)
         there = torch.arange(ready.shape[-1], device=ready.device) < longest[:, None]
@@ -114,7 +106,7 @@ class BySaliency:
         return (self.rows,)
 
     def __call__(self, entries: Entries, ready: Tensor) -> Tensor:
-        mass, looks = received(entries, self.rows)
+        mass, looks = entries.received(self.rows), entries.looking(self.rows)
         scores = (mass / looks.clamp(min=1)).masked_fill(~ready, 0.0)
         alike = not self.per_head and bool((entries.position == entries.position[:, :1]).all())
         if alike:

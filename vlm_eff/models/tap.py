@@ -70,7 +70,8 @@ def install_tap(attention: dict[int, nn.Module], sink: Sink, undo: Undo) -> None
 
     # transformers looks for "flash" in the name to choose its flash-only paths
     name = TapName(f"efftap_flash{next(_NUMBER)}" if "flash" in base_name else f"efftap{next(_NUMBER)}")
-    name.base = base_name
+    # taps may lie over one another, those of the cache over those of the tokens
+    name.base = getattr(base_name, "base", base_name)
     AttentionInterface.register(name, tap)
     undo.push(lambda: AttentionInterface._global_mapping.pop(name, None))
     AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[base_name])

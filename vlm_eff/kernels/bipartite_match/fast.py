@@ -35,14 +35,15 @@ def best_partner(
     for row in range(0, rows, high):
         part, lines = slice(row, row + high), []
         for start in range(0, sources, wide):
-            stop = start + wide
-            like = unit[part, start:stop] @ against[part].mT
+            line = slice(start, start + wide)
+            like = unit[part, line] @ against[part].mT
             if source_group is not None and goal_group is not None:
-                apart_groups = source_group[part, start:stop, None] != goal_group[part, None]
-                like = like.masked_fill_(apart_groups, -torch.inf)
+                like.masked_fill_(source_group[part, line, None] != goal_group[part, None], -torch.inf)
             if apart:
                 like.diagonal(offset=start, dim1=1, dim2=2).fill_(-torch.inf)
             lines.append(_first(like, slack))
+            # or it would be alive beside the next one
+            del like
         found.append(_joined(lines, 1))
     return _joined(found, 0)
 

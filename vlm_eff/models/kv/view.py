@@ -116,6 +116,11 @@ class Entries:
         )
         return made[..., keys.shape[2] - self.key.shape[2] :].float()
 
+    def looking(self, rule: CacheRows) -> Tensor:
+        """How many of the rows may look at each entry [B, Hkv, N]."""
+        rows, _ = self._rows(rule)
+        return looks_at(rows, self.position, self._record.real).sum(2)
+
     def _rows(self, rule: CacheRows) -> tuple[Asked, Traits]:
         """The rows of a rule as they stand now, and how their layer attends."""
         asked = self._cache.book.asked.get(rule)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vlm_eff.core.tower import TowerAction, TowerMerge
+from vlm_eff.kernels.merge import merge_tokens
 from vlm_eff.models.vit.layout import Layout, Packed, Rows
 
 
@@ -96,14 +97,9 @@ class Tokens:
 
 def reduce(action: TowerAction, hidden: Tensor, size: Tensor) -> Tensor:
     """States [I, T, D] to those of what is left [I, K, D]: gathered, or averaged by size."""
-    width = hidden.shape[2]
     if isinstance(action, TowerMerge):
-        kept = action.index.shape[1]
-        share = size / _sums(action, size).gather(1, action.into)
-        part = hidden * share[:, :, None].to(hidden.dtype)
-        made = hidden.new_zeros(hidden.shape[0], kept, width)
-        return made.scatter_add_(1, action.into[:, :, None].expand(-1, -1, width), part)
-    made = hidden.gather(1, action.index[:, :, None].expand(-1, -1, width))
+        return merge_tokens(hidden, action.into, action.index.shape[1], size)[0]
+    made = hidden.gather(1, action.index[:, :, None].expand(-1, -1, hidden.shape[2]))
     if action.fuse is None:
         return made
     fused = (action.fuse.to(hidden.dtype)[:, :, None] * hidden).sum(1, keepdim=True)

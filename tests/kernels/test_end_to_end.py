@@ -1,0 +1,63 @@
+"""Whole models answer the same where every operation that has a kernel runs it, in Triton's interpreter."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+
+from tests.contracts import kit
+from tests.tiny import tiny_inputs
+from vlm_eff import attach
+from vlm_eff.kernels.ops import operations, prefer
+from vlm_eff.kvcache import kivi, snapkv, visual_quant, zipvl_kv
+from vlm_eff.recipes import zipvl
+from vlm_eff.tokens import cross_modal_window, streaming_heads, tome
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often each operation ran its kernel."""
+    found: Counter[str] = Counter()
+    for name, forms in operations().items():
+        original = forms.forms["triton"]
+
+        def counted(*args: Any, name: str = name, original: Any = original, **kwargs: Any) -> Any:
+            found[name] += 1
+            return original(*args, **kwargs)
+
+        monkeypatch.setitem(forms.forms, "triton", counted)
+    return found
+
+
+def scores(backend: str, family: str, method: Any) -> torch.Tensor:
+    """Logits of every step of an answer [B, steps, V]."""
+    model = kit.model_of(family)
+    with prefer(backend), attach(model, method):
+        _, logits = kit.generate(model, tiny_inputs(family, (1, 2), pad="left"), 4)
+    return logits
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+@pytest.mark.parametrize(
+    ("method", "operations"),
+    [
+        (snapkv(keep_ratio=0.5, window=4), {"window_scores", "compact"}),
+        (kivi(bits=4, group=8, residual=8), {"quantise", "packed_decode"}),
+        (visual_quant(bits=8), {"quantise", "packed_decode"}),
+        (zipvl_kv(), {"window_scores", "quantise", "packed_decode"}),
+        (zipvl(keep_mass=0.8), {"window_scores", "selected_attention", "quantise", "packed_decode"}),
+        (cross_modal_window(window=4, tile=(16, 16)), {"sparse_attention"}),
+        (streaming_heads(sinks=15, local=31, tile=(16, 16)), {"sparse_attention"}),
+        (tome(r_ratio=0.3), {"best_partner", "merge_tokens"}),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_answers_are_the_same(family: str, method: Any, operations: set[str], ran: Counter[str]) -> None:
+    want = scores("torch", family, method)
+    assert not ran
+    got = scores("triton", family, method)
+    assert operations <= set(ran), f"no kernel of {operations - set(ran)}"
+    torch.testing.assert_close(got, want, atol=5e-5, rtol=1e-4)
