@@ -136,7 +136,7 @@ def chosen(operation: Callable[..., Any], *args: Any, **kwargs: Any) -> str:
 def prefer(backend: Backend) -> Iterator[None]:
     """Inside, `backend="auto"` means this form in every operation that has it; operations without it go on as before.
 
-        with prefer("compiled"):
+        with prefer("reference"):
             model.generate(**inputs)
 
     A preferred form that cannot run on the arguments raises, as if it had been asked for.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from vlm_eff.core.errors import InputError, explain
@@ -91,6 +92,8 @@ def _check(
             f"query, key, value and index of {query.dim()}, {key.dim()}, {value.dim()} and {index.dim()} dimensions",
             "[B, H, Q, Dh], [B, Hkv, S, Dh], [B, Hkv, S, Dv] and [B, K]",
         )
+    if index.dtype not in (torch.int32, torch.int64):
+        _refuse(f"an index of {index.dtype}", "places as int64 or int32")
     batch, heads, rows, width = query.shape
     if key.shape[:3] != value.shape[:3] or key.shape[3] != width or key.shape[0] != batch:
         _refuse(
