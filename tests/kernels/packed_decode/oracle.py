@@ -16,16 +16,19 @@ from vlm_eff.kernels.packed_decode.pairs import Pair
 from vlm_eff.kernels.quantise import Quantised, quantise
 
 
-def exactly(stored: Quantised | Tensor) -> Tensor:
-    """The entries [B, Hkv, P, Dh] in float64."""
+def exactly(stored: Quantised | Tensor, size: bool = False) -> Tensor:
+    """The entries [B, Hkv, P, Dh] in float64; with `size` how far the codes of their groups reach from the middle."""
     if isinstance(stored, Tensor):
-        return stored.double()
+        return stored.double().abs() if size else stored.double()
     bits, token = stored.format.bits, stored.format.axis == "token"
     length = stored.width if token else stored.count
     place = torch.arange(length)
     codes = stored.codes.long()[..., place * bits // 8] >> (place * bits % 8) & (2**bits - 1)
     group = place // stored.format.size(length)
-    lines = codes * stored.scale.double()[..., group] + stored.lowest.double()[..., group]
+    lowest = stored.lowest.double()[..., group]
+    if size:
+        codes, lowest = torch.full_like(codes, 2 ** (bits - 1)), torch.zeros_like(lowest)
+    lines = codes * stored.scale.double()[..., group] + lowest
     if token:
         return lines if stored.channel is None else lines * stored.channel.double()
     lines = lines.transpose(2, 3)
@@ -45,6 +48,35 @@ def wanted(
     query: Tensor, segments: Sequence[Pair], scaling: float, softcap: float | None = None
 ) -> tuple[Tensor, Tensor]:
     """Output and log-sum-exp of one softmax over everything, heads repeated."""
+    logits, values = _attended(query, segments, scaling, softcap)
+    return logits.softmax(-1).nan_to_num(0.0) @ values, logits.logsumexp(-1)
+
+
+def rounded(
+    query: Tensor, segments: Sequence[Pair], scaling: float, softcap: float | None = None, at_once: bool = True
+) -> tuple[Tensor, Tensor]:
+    """By how many roundings the output [B, H, Q, Dh] and the log-sum-exp [B, H, Q] may be off.
+
+    Each factor of a product is rounded by itself, so a logit moves by the length of the vector of its products; and
+    the output by that of the weighted values, and of their distances to it times what their logits moved. Where sums
+    are not made `at_once`, each entry is added to a sum as large as all of them.
+    """
+    logits, values = _attended(query, segments, scaling, softcap)
+    weights = logits.softmax(-1).nan_to_num(0.0)
+    n = query.shape[1] // exactly(segments[0].key).shape[1]
+    keys, sizes = (
+        torch.cat([exactly(side, size=True) for side in sides], 2).repeat_interleave(n, 1)
+        for sides in zip(*((pair.key, pair.value) for pair in segments), strict=True)
+    )
+    far = (query.double().square() @ keys.square().transpose(2, 3)).sqrt() * scaling
+    apart = values[:, :, None] - (weights @ values)[:, :, :, None]
+    shifted = ((weights * far)[..., None] * apart).square().sum(-2)
+    added = weights.square() @ sizes.square() if at_once else (weights @ sizes).square()
+    return (shifted + added).sqrt(), far.amax(-1)
+
+
+def _attended(query: Tensor, segments: Sequence[Pair], scaling: float, softcap: float | None) -> tuple[Tensor, Tensor]:
+    """Logits [B, H, Q, P] and values [B, H, P, Dh] of all segments."""
     keys, values, biases = [], [], []
     for pair in segments:
         n = query.shape[1] // exactly(pair.key).shape[1]
@@ -57,8 +89,7 @@ def wanted(
     logits = query.double() @ torch.cat(keys, 2).transpose(2, 3) * scaling
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
-    logits = logits + torch.cat(biases, -1)
-    return logits.softmax(-1).nan_to_num(0.0) @ torch.cat(values, 2), logits.logsumexp(-1)
+    return logits + torch.cat(biases, -1), torch.cat(values, 2)
 
 
 @dataclass(frozen=True)
