@@ -51,7 +51,7 @@ $(VENV)/.demo: pyproject.toml | $(BIN)/python
 
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	@echo "vlm-eff: installing the package and the development tools (the first time takes a few minutes, mostly torch)"
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check --editable ".[reference,vision,video,dev]"
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --editable ".[reference,vision,video,diffusion,dev]"
 	@touch $@ $(VENV)/.demo
 	@echo "vlm-eff: installed"
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from vlm_eff.models.attach import attach
 
 # rooms whose import registers their methods
-_ROOMS = ("vlm_eff.tokens", "vlm_eff.kvcache", "vlm_eff.recipes")
+_ROOMS = ("vlm_eff.tokens", "vlm_eff.kvcache", "vlm_eff.diffusion", "vlm_eff.recipes")
 _LAZY = {"Handle": "vlm_eff.core.handle", "attach": "vlm_eff.models.attach"}
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from vlm_eff.core.denoise_report import DenoiseReport
     from vlm_eff.core.tower_report import TowerReport
 
 
@@ -157,7 +158,7 @@ class Stats:
 
     `prefills` holds one report a prefill; `decode_steps` counts single-token calls; `plugins` names what was attached;
     `towers` holds one report a run of the vision tower, when plugins act inside it. `calls` counts runs of the decoder,
-    or of a tower that stands alone.
+    of a tower that stands alone, or of a denoiser. `runs` holds one report a run of a diffusion pipeline.
     `revivals` holds one report a stage of every later call of a method that brings dropped tokens back; `store_bytes`
     is what the tokens still dropped take beside the cache after the last call.
     `compressions` holds one report each time that the cache was compressed; `kv_bytes` is what all its layers held
@@ -175,6 +176,7 @@ class Stats:
     compressions: list[CompressionReport] = field(default_factory=list)
     kv_bytes: int = 0
     kv_bytes_bare: int = 0
+    runs: list[DenoiseReport] = field(default_factory=list)
 
     @property
     def last(self) -> PrefillReport | None:
@@ -187,12 +189,16 @@ class Stats:
         for plain, report in zip(made["prefills"], self.prefills, strict=True):
             plain["n_eq"] = report.n_eq
             plain["n_eq_asked"] = report.n_eq_asked
+        for plain, run in zip(made["runs"], self.runs, strict=True):
+            plain["evaluations"], plain["evaluations_bare"] = run.evaluations, run.evaluations_bare
         return made
 
     def __str__(self) -> str:
         head = f"{' + '.join(self.plugins)} on {self.family}"
         if self.calls == 0 and not self.towers:
             return f"{head}: the model was not called while attached"
+        if self.runs:
+            return f"{head}, {len(self.runs)} runs\n{self.runs[-1].line()}"
         tower = [f"{self.towers[-1].line()}, {len(self.towers)} runs"] if self.towers else []
         if self.last is None:
             seen = f": no visual tokens seen in {len(self.prefills)} prefills" if self.prefills or not tower else ""

@@ -22,6 +22,11 @@ class Resource(Enum):
     CACHE_FORM = "form in which entries of the KV cache are stored"
     LOGITS = "attention logits of the language model"
     ATTENTION_TOKENS = "visual tokens, or pairs of tokens, that take part in a decoder layer's attention"
+    DENOISER_STEPS = "evaluations of the denoiser"
+    GUIDANCE = "the unconditional half of the guidance"
+    DENOISER_TOKENS = "tokens inside the denoiser"
+    SCHEDULER = "scheduler of the pipeline"
+    LATENTS = "latents that a run starts from"
 
 
 def check_conflicts(plugins: Sequence[Plugin]) -> None:

@@ -14,6 +14,8 @@ from vlm_eff.core.recipe import Recipe
 from vlm_eff.core.resources import check_conflicts
 from vlm_eff.models import refusals
 from vlm_eff.models.adapter import adapter_for
+from vlm_eff.models.denoise.attach import denoise_runtime, refuse_denoise_plugins
+from vlm_eff.models.denoise.pipeline import is_denoiser, is_pipeline
 from vlm_eff.models.learned import make_learned
 from vlm_eff.models.runtime import Runtime
 from vlm_eff.models.vit.attach import LoneTower, lone_tower
@@ -26,7 +28,8 @@ def attach(model: Any, *plugins: Plugin) -> Handle:
     """Put plugins on an unmodified model and return the handle that takes them off again.
 
     model:   a transformers vision-language model, a transformers pipeline, or a PEFT-wrapped model; or a vision tower
-             alone (timm, open_clip, transformers) for plugins that act inside it. In eval mode, unless all can learn
+             alone (timm, open_clip, transformers) for plugins that act inside it. In eval mode, unless all can learn.
+             Or a diffusers pipeline, for plugins of the room `diffusion`
     plugins: what to do, such as `fastv()`; each resource of the model has at most one writer. A recipe, such as
              `zipvl()`, stands for its plugins
 
@@ -40,9 +43,17 @@ def attach(model: Any, *plugins: Plugin) -> Handle:
     """
     _check_plugins(plugins)
     plugins = tuple(one for plugin in plugins for one in (plugin if isinstance(plugin, Recipe) else (plugin,)))
+    if is_pipeline(model) or is_denoiser(model):
+        return _attach_pipeline(model, plugins)
+    refuse_denoise_plugins(type(model).__name__, plugins)
     refusals.refuse_compiled(model)
     tower = lone_tower(model)
     return _attach_tower(tower, plugins) if tower is not None else _attach_vlm(model, plugins)
+
+
+def _attach_pipeline(pipe: Any, plugins: tuple[Plugin, ...]) -> Handle:
+    runtime, bound = denoise_runtime(pipe, plugins)
+    return _install(runtime, bound, tuple(runtime.denoising.denoisers.values()))
 
 
 def _attach_vlm(model: Any, plugins: tuple[Plugin, ...]) -> Handle:

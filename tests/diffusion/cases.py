@@ -1,0 +1,29 @@
+"""Settings of every method of the room for `test_promises`: one that changes nothing, one that does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tests.tiny.pipelines import PIPELINES
+from vlm_eff.core.plugin import Plugin
+from vlm_eff.diffusion import forecast
+
+
+@dataclass(frozen=True)
+class Case:
+    """nothing: must be bit-identical to the bare pipeline; None where no setting is
+
+    changes:  must run, and change something
+    families: pipelines that carry the method; the others must refuse it at attach
+    """
+
+    nothing: Plugin | None
+    changes: Plugin
+    families: tuple[str, ...] = PIPELINES
+
+
+CASES: dict[str, Case] = {
+    "forecast": Case(forecast(interval=1), forecast(interval=2)),
+}
+PAIRS = [(family, name) for name, case in CASES.items() for family in case.families]
+REFUSED = [(family, name) for name, case in CASES.items() for family in PIPELINES if family not in case.families]

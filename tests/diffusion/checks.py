@@ -1,0 +1,116 @@
+"""Promises that every method of the room keeps on every pipeline that carries it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.contracts.snapshot import assert_unchanged, snapshot
+from tests.tiny.pipelines import TinyPipeline, make_pipeline, tiny_pipeline
+from vlm_eff import attach
+from vlm_eff.core.plugin import Plugin
+
+STEPS = 6
+
+
+def relative(got: Tensor, want: Tensor) -> float:
+    """||got - want|| / ||want||."""
+    return float((got - want).double().norm() / want.double().norm())
+
+
+def scheduler_state(pipe: Any) -> dict[str, Any]:
+    """What attaching may leave on a scheduler."""
+    return {name: type(value) for name, value in vars(pipe.scheduler).items()}
+
+
+@contextmanager
+def unchanged(tiny: TinyPipeline) -> Iterator[None]:
+    """The denoiser's modules, the scheduler object and the pipeline's own attributes are as before."""
+    tiny(STEPS)
+    before, scheduler = snapshot(tiny.denoiser), tiny.pipe.scheduler
+    kinds, own = scheduler_state(tiny.pipe), {name: id(value) for name, value in vars(tiny.pipe).items()}
+    yield
+    tiny(STEPS)
+    assert_unchanged(before, tiny.denoiser)
+    assert tiny.pipe.scheduler is scheduler and scheduler_state(tiny.pipe) == kinds
+    assert type(tiny.pipe).__dict__.get("__call__") is not None
+    now = {name: id(value) for name, value in vars(tiny.pipe).items() if not name.startswith("_")}
+    assert now == {name: value for name, value in own.items() if not name.startswith("_")}
+
+
+def nothing_is_bit_identical(tiny: TinyPipeline, plugin: Plugin) -> None:
+    want = tiny(STEPS)
+    with attach(tiny.pipe, plugin) as handle:
+        assert torch.equal(tiny(STEPS), want)
+    assert handle.stats().calls > 0
+
+
+def it_changes_something_and_says_so(tiny: TinyPipeline, plugin: Plugin) -> None:
+    want = tiny(STEPS)
+    with attach(tiny.pipe, plugin) as handle:
+        got = tiny(STEPS)
+    assert torch.isfinite(got).all()
+    assert 0 < relative(got, want) < 1
+    run = handle.stats().runs[-1]
+    assert run.evaluations < run.evaluations_bare or "tokens" in run.notes or "scheduler" in run.notes
+
+
+def detach_restores(tiny: TinyPipeline, plugin: Plugin) -> None:
+    want = tiny(STEPS)
+    with unchanged(tiny), attach(tiny.pipe, plugin):
+        tiny(STEPS)
+    assert torch.equal(tiny(STEPS), want)
+
+
+def every_run_is_the_same(tiny: TinyPipeline, plugin: Plugin) -> None:
+    with attach(tiny.pipe, plugin):
+        first = tiny(STEPS)
+        tiny(STEPS - 2, seed=3)
+        assert torch.equal(tiny(STEPS), first)
+
+
+def an_interrupted_run_harms_nothing(tiny: TinyPipeline, plugin: Plugin) -> None:
+    with attach(tiny.pipe, plugin):
+        first = tiny(STEPS)
+        calls = [0]
+
+        def stop(*args: Any, **kwargs: Any) -> None:
+            calls[0] += 1
+            if calls[0] == 3:
+                raise KeyboardInterrupt
+
+        hook = tiny.denoiser.register_forward_pre_hook(stop)
+        with pytest.raises(KeyboardInterrupt):
+            tiny(STEPS, seed=5)
+        hook.remove()
+        assert torch.equal(tiny(STEPS), first)
+
+
+def two_pipelines_do_not_meet(family: str, plugin: Plugin) -> None:
+    one, other = tiny_pipeline(family), make_pipeline(family)
+    with torch.no_grad():
+        for parameter in other.denoiser.parameters():
+            parameter.mul_(1.1)
+    bare = other(STEPS)
+    with attach(one.pipe, plugin):
+        alone = one(STEPS)
+        assert torch.equal(other(STEPS), bare)
+        with attach(other.pipe, plugin):
+            here = other(STEPS)
+            assert torch.equal(one(STEPS), alone)
+            assert torch.equal(other(STEPS), here)
+        assert torch.equal(one(STEPS), alone)
+        assert torch.equal(other(STEPS), bare)
+
+
+def paused_is_bare(tiny: TinyPipeline, plugin: Plugin) -> None:
+    want = tiny(STEPS)
+    with attach(tiny.pipe, plugin) as handle:
+        with handle.paused():
+            assert torch.equal(tiny(STEPS), want)
+        tiny(STEPS)

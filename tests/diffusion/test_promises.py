@@ -1,0 +1,70 @@
+"""What every method promises, on every tiny pipeline."""
+
+import pytest
+
+from tests.diffusion import checks
+from tests.diffusion.cases import CASES, PAIRS, REFUSED
+from tests.tiny.pipelines import SCHEDULERS, tiny_pipeline, with_scheduler
+from vlm_eff import attach
+from vlm_eff.core.errors import CapabilityError
+
+EXACT = [(family, name) for family, name in PAIRS if CASES[name].nothing is not None]
+
+
+@pytest.mark.parametrize(("family", "name"), EXACT)
+def test_nothing_is_bit_identical(family: str, name: str) -> None:
+    plugin = CASES[name].nothing
+    assert plugin is not None
+    checks.nothing_is_bit_identical(tiny_pipeline(family), plugin)
+
+
+@pytest.mark.parametrize(("family", "name"), PAIRS)
+def test_it_changes_something_and_says_so(family: str, name: str) -> None:
+    checks.it_changes_something_and_says_so(tiny_pipeline(family), CASES[name].changes)
+
+
+@pytest.mark.parametrize(("family", "name"), PAIRS)
+def test_detach_restores(family: str, name: str) -> None:
+    checks.detach_restores(tiny_pipeline(family), CASES[name].changes)
+
+
+@pytest.mark.parametrize(("family", "name"), PAIRS)
+def test_every_run_is_the_same(family: str, name: str) -> None:
+    checks.every_run_is_the_same(tiny_pipeline(family), CASES[name].changes)
+
+
+@pytest.mark.parametrize(("family", "name"), PAIRS)
+def test_an_interrupted_run_harms_nothing(family: str, name: str) -> None:
+    checks.an_interrupted_run_harms_nothing(tiny_pipeline(family), CASES[name].changes)
+
+
+@pytest.mark.parametrize(("family", "name"), PAIRS)
+def test_two_pipelines_do_not_meet(family: str, name: str) -> None:
+    checks.two_pipelines_do_not_meet(family, CASES[name].changes)
+
+
+@pytest.mark.parametrize(("family", "name"), PAIRS)
+def test_paused_is_bare(family: str, name: str) -> None:
+    checks.paused_is_bare(tiny_pipeline(family), CASES[name].changes)
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if "sd" in case.families and case.nothing])
+def test_nothing_is_bit_identical_under_every_scheduler(name: str, scheduler: str) -> None:
+    plugin = CASES[name].nothing
+    assert plugin is not None
+    checks.nothing_is_bit_identical(with_scheduler(tiny_pipeline("sd"), scheduler), plugin)
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if "sd" in case.families])
+def test_it_runs_under_every_scheduler(name: str, scheduler: str) -> None:
+    tiny = with_scheduler(tiny_pipeline("sd"), scheduler)
+    checks.every_run_is_the_same(tiny, CASES[name].changes)
+    checks.detach_restores(tiny, CASES[name].changes)
+
+
+@pytest.mark.parametrize(("family", "name"), REFUSED)
+def test_other_pipelines_refuse_it(family: str, name: str) -> None:
+    with checks.unchanged(tiny_pipeline(family)), pytest.raises(CapabilityError):
+        attach(tiny_pipeline(family).pipe, CASES[name].changes)

@@ -1,0 +1,1 @@
+"""Methods of the room `diffusion`, one a file."""

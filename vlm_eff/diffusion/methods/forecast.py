@@ -1,0 +1,38 @@
+"""Forecasts of the denoiser's output."""
+
+from __future__ import annotations
+
+from vlm_eff.core.denoise import DenoiserSite
+from vlm_eff.core.registry import method
+from vlm_eff.diffusion.policies import EvenSteps, Every
+from vlm_eff.diffusion.predictors import Axis, Polynomial
+from vlm_eff.diffusion.step_cache import StepCache
+
+
+@method(room="diffusion", acts="the denoiser's output", paper="arXiv:2503.06923")
+def forecast(
+    interval: int = 2, evaluations: int | None = None, order: int = 1, axis: Axis = "index", warm_up: int = 1
+) -> StepCache:
+    """Computes the denoiser at every few steps and continues its output by a polynomial in between.
+
+    The whole output is forecast, so it works on every UNet and transformer and needs to know nothing of their blocks;
+    the scheduler still takes all of its steps.
+
+    Args:
+        interval:    compute every `interval`-th step; 1 computes all
+        evaluations: compute this many steps of each run instead, evenly spread (overrides `interval`)
+        order:       degree of the polynomial: 0 reuses the last output, 1 is linear
+        axis:        what it is a polynomial of: "index" of the step, "sigma" or "log_snr" (for uneven spacings)
+        warm_up:     steps at the beginning that are all computed
+
+    Paper arXiv:2503.06923, section 3, which forecasts the features of every block. Here it is the output, and the
+    polynomial goes through what was computed, also where steps are uneven.
+
+    Saves all of the denoiser at forecast steps; costs `order` + 1 outputs of memory and as many multiply-adds. Fewer
+    steps of a good solver are an honest rival: see docs/diffusion.md.
+
+    Raises:
+        ConfigError: a count below its least value, or an unknown axis.
+    """
+    policy = Every(interval) if evaluations is None else EvenSteps(evaluations)
+    return StepCache("forecast", DenoiserSite(), policy, Polynomial(order, axis), warm_up=warm_up)

@@ -1,0 +1,1 @@
+"""Diffusion pipelines while plugins are attached: the only room that knows diffusers."""

@@ -1,0 +1,218 @@
+"""What happens in a run of a diffusion pipeline with plugins attached.
+
+set_timesteps    a run begins: everything kept is forgotten
+denoiser called  which step, which guidance branch; the drivers of the plugins' sites have their links around the
+                 denoiser, its blocks and their modules, and ask the plugins there
+step             the step ends; behind the last one what was kept is freed
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from torch import Tensor, nn
+
+from vlm_eff.core.denoise import DenoisePlugin, DenoiseSite, Predict
+from vlm_eff.core.errors import CapabilityError, StateError, explain
+from vlm_eff.core.handle import Handle, Undo
+from vlm_eff.core.report import Stats
+from vlm_eff.models.denoise.branch import Branches
+from vlm_eff.models.denoise.chain import Chains, Forward
+from vlm_eff.models.denoise.clock import Clock
+from vlm_eff.models.denoise.drivers import Driver, driver_for
+from vlm_eff.models.denoise.ledger import DenoiseLedger
+from vlm_eff.models.denoise.pipeline import Arguments, Denoising
+from vlm_eff.models.denoise.rows import Streams, join
+from vlm_eff.models.denoise.state import Store, Unit
+from vlm_eff.models.denoise.view import Call, UnitView
+from vlm_eff.models.denoise.work import Work
+
+# order of links around the denoiser itself: the smallest is outermost
+OUTERMOST, GUIDANCE, DENOISER, INNERMOST = -100, -20, -10, 100
+Compute = Callable[[Tensor | None], Any]
+
+
+class DenoiseRuntime:
+    """Carries out what plugins of a pipeline decide."""
+
+    def __init__(self, denoising: Denoising, plugins: tuple[DenoisePlugin, ...]) -> None:
+        self.active = True
+        self.handle: Handle | None = None
+        self.weights: dict[str, Any] = {}
+        self.penalties: list[Tensor] = []
+        self.denoising = denoising
+        self.chains = Chains()
+        self.store = Store()
+        self.work = Work()
+        self.ledger = DenoiseLedger()
+        self.call: Call | None = None
+        self.clock = Clock(self._began, self._ended)
+        self._plugins = plugins
+        self._branches = Branches()
+        self._drivers: list[Driver] = []
+
+    # ---------------------------------------------------------------- installation
+
+    def install(self, undo: Undo) -> None:
+        """Put links around what the plugins' sites name, and follow the scheduler."""
+        undo.push(self.store.clear)
+        for plugin in self._plugins:
+            for site in plugin.sites:
+                self._drivers.append(driver_for(site)(self, site, plugin))
+        for driver in self._drivers:
+            driver.install(undo)
+        for name, module in self.denoising.denoisers.items():
+            self.chains.around(module, self._entering(name), undo, order=OUTERMOST)
+            self.chains.around(module, self._computing, undo, order=INNERMOST)
+        # last, so that it follows a scheduler that a driver has put in place, and lets go of it first
+        undo.push(self.clock.release)
+        self.clock.watch(self.denoising.scheduler)
+        self.chains.settled()
+        undo.push(self.chains.settled)
+
+    def _entering(self, name: str) -> Any:
+        def link(module: nn.Module, inner: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if not self.active:
+                return inner(*args, **kwargs)
+            if self.denoising.scheduler is not self.clock.scheduler:
+                # the user has given the pipeline another one
+                self.clock.watch(self.denoising.scheduler)
+                self.clock.begin()
+            given = Arguments(module, args, kwargs)
+            step = self.clock.now(given.time)
+            branch = self._branches.of(name, self.chains.context(module), given.named)
+            before, self.call = self.call, Call(name, step, branch, given.latents, given.named)
+            try:
+                made = inner(*args, **kwargs)
+                self._note(self.call)
+            finally:
+                self.call = before
+            return made
+
+        return link
+
+    def _computing(self, module: nn.Module, inner: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        call = self.call
+        if call is None:
+            return inner(*args, **kwargs)
+        shape = _shape(call, Arguments(module, args, kwargs).latents)
+        call.notes["shape"] = shape
+        return self.work.measure(shape, lambda: inner(*args, **kwargs), lambda: call.exact and call.skipped == 0)
+
+    def _note(self, call: Call) -> None:
+        kept = self.store.bytes() if call.computed > 0 else 0
+        self.ledger.add(call, self.work.whole(_shape(call, call.latents)), kept, self.store.mismatches)
+
+    # ---------------------------------------------------------------- a run
+
+    def _began(self) -> None:
+        self.store.clear()
+        self._branches.reset()
+        self.chains.mend()
+        if self.active:
+            self.ledger.begin(type(self.clock.scheduler).__name__)
+        for driver in self._drivers:
+            driver.began()
+
+    def _ended(self) -> None:
+        for driver in self._drivers:
+            driver.ended()
+        self.store.clear()
+        self._branches.reset()
+
+    # ---------------------------------------------------------------- units
+
+    def unit(
+        self,
+        plugin: DenoisePlugin,
+        site: DenoiseSite,
+        unit: Unit,
+        inputs: Tensor,
+        compute: Compute,
+        probe: Callable[[str], Tensor] | None = None,
+    ) -> Any:
+        """Compute a unit or not, as its plugin says, and keep what it will want later.
+
+        inputs:  [R, ...] what the unit is called with; states are kept for inputs of one shape
+        compute: given None it returns the unit's output, given rows [K] the output for these rows alone
+        """
+        call = self.call
+        if call is None or not self.active:
+            return compute(None)
+        state = self.store.of((plugin.name, call.denoiser, call.branch, unit), inputs)
+        started = time.perf_counter()
+        answer = plugin.at(site, UnitView(unit, call, inputs, state, probe))
+        self.ledger.now.deciding_ms += 1000 * (time.perf_counter() - started)
+        name = f"{unit.kind}:{unit.name}"
+        if answer is None:
+            made = self.work.inside(name, lambda: compute(None))
+            self._keep(plugin, state, Streams(made), inputs, None)
+            return made
+        if not isinstance(answer, Predict):
+            raise StateError(explain(f"{plugin.name} answered {answer!r}", "Predict or None", "Correct the plugin"))
+        if state.form is None or len(answer.value) != state.streams:
+            raise StateError(
+                explain(
+                    f"{plugin.name} predicted {len(answer.value)} streams of {unit}, which has {state.streams}",
+                    "what was computed before",
+                    "Let the plugin compute first",
+                )
+            )
+        if answer.rows is None:
+            self._skipped(call, unit, name, 1.0)
+            return state.form.around(answer.value)
+        return self._partly(plugin, state, unit, answer, inputs, compute)
+
+    def _partly(
+        self, plugin: DenoisePlugin, state: Any, unit: Unit, answer: Predict, inputs: Tensor, compute: Compute
+    ) -> Any:
+        rows = answer.rows
+        assert rows is not None and self.call is not None
+        left = (~rows).nonzero()[:, 0]
+        streams = Streams(compute(left))
+        value = tuple(join(c, p, rows) for c, p in zip(streams.tensors, answer.value, strict=True))
+        self._skipped(self.call, unit, f"{unit.kind}:{unit.name}", 1 - left.numel() / inputs.shape[0])
+        kept = inputs if plugin.sees_inputs else None
+        state.keep(value, kept, self.call.step, ~rows, plugin.depth)
+        return state.form.around(value)
+
+    def _keep(self, plugin: DenoisePlugin, state: Any, streams: Streams, inputs: Tensor, rows: Tensor | None) -> None:
+        assert self.call is not None
+        state.form, state.streams = streams.skeleton, len(streams.tensors)
+        # whoever gets the tensors may write into them
+        value = tuple(tensor.clone() for tensor in streams.tensors)
+        state.keep(value, inputs.clone() if plugin.sees_inputs else None, self.call.step, rows, plugin.depth)
+
+    def _skipped(self, call: Call, unit: Unit, name: str, share: float) -> None:
+        if unit.kind == "denoiser":
+            call.factor *= 1 - share
+            return
+        shape = call.notes["shape"]
+        whole = self.work.whole(shape)
+        call.skipped += share * self.work.part(shape, name) / whole if whole else 0.0
+
+    # ---------------------------------------------------------------- the handle's side
+
+    def stats(self) -> Stats:
+        """What each run computed."""
+        names = tuple(plugin.name for plugin in self._plugins)
+        return Stats(names, self.denoising.family, calls=self.ledger.calls, runs=self.ledger.seen())
+
+    def reset(self) -> None:
+        """Forget all reports."""
+        self.ledger.reset()
+
+    def survivors(self, layer: int) -> NoReturn:
+        """Refused, as everything of a language model is: there is none."""
+        raise CapabilityError(
+            explain("a diffusion pipeline has no decoder and no cache", "stats() of such a handle", "Ask for stats()")
+        )
+
+    attended = visual = kv_positions = kv_modalities = kv_contents = tower_groups = survivors
+
+
+def _shape(call: Call, latents: Tensor) -> tuple[Any, ...]:
+    # FLOPs depend on how long the prompt is too, but denoisers are called with one length a run
+    return (call.denoiser, tuple(latents.shape), str(latents.dtype))

@@ -1,0 +1,87 @@
+"""A call of the denoiser, and what a plugin sees of a unit inside it when it is asked whether to compute it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from vlm_eff.core.denoise import Step
+from vlm_eff.models.denoise.state import Past, Unit, UnitState
+
+
+@dataclass
+class Call:
+    """One call of a denoiser.
+
+    denoiser: its name in the pipeline     branch: of the guidance, in order of appearance
+    latents:  what is denoised [R, ...]    named:  its arguments by name
+    factor:   share of the call's rows that reach the denoiser itself: 0 when it is predicted, 1/2 for one half of the
+              guidance
+    skipped:  share of the FLOPs of what reaches it that is not computed
+    exact:    False once anything that is not skipped computes something cheaper than the bare model (merged tokens)
+    notes:    what drivers tell one another within this call
+    """
+
+    denoiser: str
+    step: Step
+    branch: int
+    latents: Tensor
+    named: dict[str, Any]
+    factor: float = 1.0
+    skipped: float = 0.0
+    exact: bool = True
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> int:
+        """Rows of the batch."""
+        return self.latents.shape[0]
+
+    @property
+    def computed(self) -> float:
+        """Share of a full evaluation."""
+        return self.factor * max(1.0 - self.skipped, 0.0)
+
+
+@dataclass
+class UnitView:
+    """A unit at a step.
+
+    unit:   which one it is                     branch: of the guidance
+    inputs: what it is called with [R, ...]; for the denoiser the latents
+    probe:  cheap looks at this step by name, where the driver has any; see the drivers
+    """
+
+    unit: Unit
+    call: Call
+    inputs: Tensor
+    state: UnitState
+    probe: Callable[[str], Tensor] | None = None
+
+    @property
+    def step(self) -> Step:
+        """The step of the run."""
+        return self.call.step
+
+    @property
+    def branch(self) -> int:
+        """The guidance branch."""
+        return self.call.branch
+
+    @property
+    def rows(self) -> int:
+        """Rows of the batch."""
+        return self.inputs.shape[0]
+
+    @property
+    def history(self) -> list[Past]:
+        """What was computed before in this run, oldest first; not more than the plugin's `depth`."""
+        return self.state.history
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """What the plugin wrote down at earlier steps of this run, for this unit and branch."""
+        return self.state.notes

@@ -1,0 +1,51 @@
+"""FLOPs of denoisers and of units inside them, measured once a shape while a full call runs anyway."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch.utils.flop_counter import FlopCounterMode
+
+Shape = tuple[Any, ...]
+
+
+class Work:
+    """FLOPs by shape, as torch counts them (2 a multiply-add)."""
+
+    def __init__(self) -> None:
+        self._whole: dict[Shape, int] = {}
+        self._parts: dict[tuple[Shape, str], int] = {}
+        self._counter: FlopCounterMode | None = None
+        self._shape: Shape = ()
+
+    def whole(self, shape: Shape) -> int:
+        """FLOPs of a full call; 0 while none was measured."""
+        return self._whole.get(shape, 0)
+
+    def part(self, shape: Shape, unit: str) -> int:
+        """FLOPs of a unit in a call of that shape; 0 while it was not measured."""
+        return self._parts.get((shape, unit), 0)
+
+    def measure(self, shape: Shape, compute: Callable[[], Any], full: Callable[[], bool]) -> Any:
+        """Run a call; the first of each shape that was computed in full, as `full()` tells afterwards, is counted."""
+        if shape in self._whole:
+            return compute()
+        self._counter, self._shape = FlopCounterMode(display=False), shape
+        try:
+            with self._counter:
+                made = compute()
+            if full():
+                self._whole[shape] = int(self._counter.get_total_flops())
+            return made
+        finally:
+            self._counter = None
+
+    def inside(self, unit: str, compute: Callable[[], Any]) -> Any:
+        """Run a unit of the call; counted while the call is."""
+        if self._counter is None:
+            return compute()
+        before = self._counter.get_total_flops()
+        made = compute()
+        self._parts[self._shape, unit] = int(self._counter.get_total_flops() - before)
+        return made
