@@ -96,11 +96,19 @@ def _hook(chain: Chain) -> Any:
         def __init__(self) -> None:
             super().__init__()
             self.contexts = StateManager(Nothing)
+            self.called: nn.Module | None = None
+
+        def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+            self.called = module
+            return args, kwargs
 
         def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            called, self.called = self.called, None
+            if called is not None and called is not chain.module:
+                # a deep copy carries this hook along, with the original's forward inside
+                return type(called).forward(called, *args, **kwargs)
             inner: Any = self.fn_ref.original_forward
-            # a deep copy of the module carries this hook along, and is not ours
-            return chain.run(inner, args, kwargs) if module is chain.module else inner(*args, **kwargs)
+            return chain.run(inner, args, kwargs)
 
         def reset_state(self, module: nn.Module) -> nn.Module:
             self.contexts.reset()
