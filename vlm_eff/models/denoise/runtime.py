@@ -26,7 +26,7 @@ from vlm_eff.models.denoise.ledger import DenoiseLedger
 from vlm_eff.models.denoise.pipeline import Arguments, Denoising
 from vlm_eff.models.denoise.rows import Streams, join
 from vlm_eff.models.denoise.state import Store, Unit
-from vlm_eff.models.denoise.view import Call, UnitView
+from vlm_eff.models.denoise.view import Asked, Call, UnitView
 from vlm_eff.models.denoise.work import Work
 
 # order of links around the denoiser itself: the smallest is outermost
@@ -138,21 +138,46 @@ class DenoiseRuntime:
         inputs:  [R, ...] what the unit is called with; states are kept for inputs of one shape
         compute: given None it returns the unit's output, given rows [K] the output for these rows alone
         """
+        asked = self.ask(plugin, site, unit, inputs, probe)
+        if asked is None:
+            return compute(None)
+        if asked.answer is None:
+            made = self.work.inside(asked.name, lambda: compute(None))
+            # whoever gets the tensors may write into them
+            self.keep(asked, Streams(made), own=False)
+            return made
+        self.skip(asked)
+        rows = asked.answer.rows
+        if rows is None:
+            return asked.state.form.around(asked.answer.value)
+        computed = Streams(compute(asked.left))
+        value = tuple(join(c, p, rows) for c, p in zip(computed.tensors, asked.answer.value, strict=True))
+        made = asked.state.form.around(value)
+        self.keep(asked, Streams(made), own=False)
+        return made
+
+    def ask(
+        self,
+        plugin: DenoisePlugin,
+        site: DenoiseSite,
+        unit: Unit,
+        inputs: Tensor,
+        probe: Callable[[str], Tensor] | None = None,
+    ) -> Asked | None:
+        """What the plugin says of a unit; None outside of calls. For units that are not one call: see `unit`.
+
+        Whoever asks computes what is to be computed, and tells with `keep` what came out and with `skip` what did not.
+        """
         call = self.call
         if call is None or not self.active:
-            return compute(None)
+            return None
         state = self.store.of((plugin.name, call.denoiser, call.branch, unit), inputs)
         started = time.perf_counter()
         answer = plugin.at(site, UnitView(unit, call, inputs, state, probe))
         self.ledger.now.deciding_ms += 1000 * (time.perf_counter() - started)
-        name = f"{unit.kind}:{unit.name}"
-        if answer is None:
-            made = self.work.inside(name, lambda: compute(None))
-            self._keep(plugin, state, Streams(made), inputs, None)
-            return made
-        if not isinstance(answer, Predict):
+        if answer is not None and not isinstance(answer, Predict):
             raise StateError(explain(f"{plugin.name} answered {answer!r}", "Predict or None", "Correct the plugin"))
-        if state.form is None or len(answer.value) != state.streams:
+        if answer is not None and (state.form is None or len(answer.value) != state.streams):
             raise StateError(
                 explain(
                     f"{plugin.name} predicted {len(answer.value)} streams of {unit}, which has {state.streams}",
@@ -160,30 +185,24 @@ class DenoiseRuntime:
                     "Let the plugin compute first",
                 )
             )
-        if answer.rows is None:
-            self._skipped(call, unit, name, 1.0)
-            return state.form.around(answer.value)
-        return self._partly(plugin, state, unit, answer, inputs, compute)
+        return Asked(plugin, unit, inputs, state, answer)
 
-    def _partly(
-        self, plugin: DenoisePlugin, state: Any, unit: Unit, answer: Predict, inputs: Tensor, compute: Compute
-    ) -> Any:
-        rows = answer.rows
-        assert rows is not None and self.call is not None
-        left = (~rows).nonzero()[:, 0]
-        streams = Streams(compute(left))
-        value = tuple(join(c, p, rows) for c, p in zip(streams.tensors, answer.value, strict=True))
-        self._skipped(self.call, unit, f"{unit.kind}:{unit.name}", 1 - left.numel() / inputs.shape[0])
-        kept = inputs if plugin.sees_inputs else None
-        state.keep(value, kept, self.call.step, ~rows, plugin.depth)
-        return state.form.around(value)
+    def keep(self, asked: Asked, streams: Streams, *, own: bool) -> None:
+        """Remember what was computed of a unit: streams of all rows; own: nobody else holds the tensors."""
+        call, state, plugin = self.call, asked.state, asked.plugin
+        assert call is not None
+        rows = None if asked.answer is None else asked.answer.rows
+        if rows is None:
+            state.form, state.streams = streams.skeleton, len(streams.tensors)
+        value = streams.tensors if own else tuple(tensor.clone() for tensor in streams.tensors)
+        inputs = asked.inputs.clone() if plugin.sees_inputs else None
+        state.keep(value, inputs, call.step, None if rows is None else ~rows, plugin.depth)
 
-    def _keep(self, plugin: DenoisePlugin, state: Any, streams: Streams, inputs: Tensor, rows: Tensor | None) -> None:
-        assert self.call is not None
-        state.form, state.streams = streams.skeleton, len(streams.tensors)
-        # whoever gets the tensors may write into them
-        value = tuple(tensor.clone() for tensor in streams.tensors)
-        state.keep(value, inputs.clone() if plugin.sees_inputs else None, self.call.step, rows, plugin.depth)
+    def skip(self, asked: Asked) -> None:
+        """Count the work that a predicted unit saves."""
+        assert self.call is not None and asked.answer is not None
+        share = 1.0 if asked.answer.rows is None else 1 - asked.left.numel() / asked.inputs.shape[0]
+        self._skipped(self.call, asked.unit, asked.name, share)
 
     def _skipped(self, call: Call, unit: Unit, name: str, share: float) -> None:
         if unit.kind == "denoiser":

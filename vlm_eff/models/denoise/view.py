@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vlm_eff.core.denoise import Step
+from vlm_eff.core.denoise import DenoisePlugin, Predict, Step
 from vlm_eff.models.denoise.state import Past, Unit, UnitState
 
 
@@ -85,3 +85,25 @@ class UnitView:
     def notes(self) -> dict[str, Any]:
         """What the plugin wrote down at earlier steps of this run, for this unit and branch."""
         return self.state.notes
+
+
+@dataclass
+class Asked:
+    """A unit of which a plugin was asked, and what it said."""
+
+    plugin: DenoisePlugin
+    unit: Unit
+    inputs: Tensor
+    state: UnitState
+    answer: Predict | None
+
+    @property
+    def name(self) -> str:
+        """Name of the unit where its FLOPs are counted."""
+        return f"{self.unit.kind}:{self.unit.name}"
+
+    @property
+    def left(self) -> Tensor:
+        """Rows [K] that are computed although others are predicted."""
+        assert self.answer is not None and self.answer.rows is not None
+        return (~self.answer.rows).nonzero()[:, 0]

@@ -43,9 +43,16 @@ class Work:
 
     def inside(self, unit: str, compute: Callable[[], Any]) -> Any:
         """Run a unit of the call; counted while the call is."""
-        if self._counter is None:
-            return compute()
-        before = self._counter.get_total_flops()
+        since = self.so_far()
         made = compute()
-        self._parts[self._shape, unit] = int(self._counter.get_total_flops() - before)
+        self.note(unit, since)
         return made
+
+    def so_far(self) -> int:
+        """FLOPs of the call until now; 0 while none is counted."""
+        return 0 if self._counter is None else int(self._counter.get_total_flops())
+
+    def note(self, unit: str, since: int) -> None:
+        """What was computed of the call since `so_far()` gave `since` is the work of a unit."""
+        if self._counter is not None:
+            self._parts[self._shape, unit] = int(self._counter.get_total_flops()) - since
