@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tests.tiny.pipelines import PIPELINES
+from tests.tiny.pipelines import PIPELINES, UNETS
 from vlm_eff.core.plugin import Plugin
-from vlm_eff.diffusion import forecast
+from vlm_eff.diffusion import deepcache, forecast
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Case:
 
 
 CASES: dict[str, Case] = {
+    "deepcache": Case(deepcache(interval=1), deepcache(interval=2), UNETS),
     "forecast": Case(forecast(interval=1), forecast(interval=2)),
 }
 PAIRS = [(family, name) for name, case in CASES.items() for family in case.families]

@@ -1,5 +1,6 @@
 """Plugins of diffusion pipelines: caches of denoiser work, merged tokens, samplers."""
 
+from vlm_eff.diffusion.methods.deepcache import deepcache
 from vlm_eff.diffusion.methods.forecast import forecast
 
-__all__ = ["forecast"]
+__all__ = ["deepcache", "forecast"]
