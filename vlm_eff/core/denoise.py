@@ -31,10 +31,12 @@ class StackSite(DenoiseSite):
     """The blocks of a transformer from `first` on, as one: what they add to their input.
 
     first: blocks in front of it, which are always computed; last: blocks behind it, the same
+    looks: probes that the plugin will ask for, so that a model that cannot show them is refused at attach
     """
 
     first: int = 1
     last: int = 0
+    looks: tuple[str, ...] = ()
 
 
 @part

@@ -104,6 +104,20 @@ class AtSteps:
         return index not in {round(step * (count - 1) / max(self.count - 1, 1)) for step in self.steps}
 
 
+@part
+@dataclass(frozen=True)
+class WhileBelow:
+    """Predicts rows as long as their change is below `threshold`; what is not a number is computed."""
+
+    threshold: float
+
+    def __post_init__(self) -> None:
+        check_threshold("threshold", self.threshold)
+
+    def __call__(self, view: UnitView, change: Tensor | None, forced: bool) -> bool | Tensor:
+        return False if change is None else change < self.threshold
+
+
 def even_steps(count: int, evaluations: int) -> set[int]:
     """Steps of an even grid, with step 0; all of them where there are no more than `evaluations`."""
     return {number * count // min(evaluations, count) for number in range(min(evaluations, count))}
@@ -127,3 +141,9 @@ def check_count(name: str, value: object, least: int) -> None:
     """Raise `ConfigError` unless `value` is a whole number of at least `least`."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ConfigError(explain(f"{name}={value!r}", f"a whole number of at least {least}", "Correct the number"))
+
+
+def check_threshold(name: str, value: object) -> None:
+    """Raise `ConfigError` unless `value` is a number of at least 0."""
+    if not isinstance(value, int | float) or isinstance(value, bool) or not value >= 0:
+        raise ConfigError(explain(f"{name}={value!r}", "a number of at least 0", "Correct the number"))

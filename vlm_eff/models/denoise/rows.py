@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 # these have no batch axis, and may by accident be as long as the batch
-_SHARED = frozenset({"img_ids", "txt_ids", "image_rotary_emb", "rotary_emb", "freqs_cis", "attention_kwargs"})
+_ROTARY = "image_rotary_emb video_rotary_emb rotary_emb rotary_embedding rotary_pos_emb freqs_cis rope"
+_SHARED = frozenset({"img_ids", "txt_ids", "attention_kwargs", "position_embeddings", *_ROTARY.split()})
 
 
 def take(value: Any, index: Tensor, rows: int) -> Any:
