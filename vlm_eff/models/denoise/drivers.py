@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any, Protocol
 
-from vlm_eff.core.denoise import DeepSite, DenoiseSite, DenoiserSite, StackSite
+from vlm_eff.core.denoise import DeepSite, DenoiserSite, DenoiseSite, StackSite
 from vlm_eff.core.errors import CapabilityError, explain
 from vlm_eff.core.handle import Undo
 
