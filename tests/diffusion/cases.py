@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from tests.tiny.pipelines import PIPELINES, UNETS
 from vlm_eff.core.plugin import Plugin
-from vlm_eff.diffusion import deepcache, first_block, forecast
+from vlm_eff.diffusion import deepcache, first_block, forecast, sampler
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,8 @@ CASES: dict[str, Case] = {
     "deepcache": Case(deepcache(interval=1), deepcache(interval=2), UNETS),
     "first_block": Case(first_block(threshold=0.0), first_block(threshold=0.9), TRANSFORMERS),
     "forecast": Case(forecast(interval=1), forecast(interval=2)),
+    # families of flow matching have solvers of their own: test_samplers.py
+    "sampler": Case(sampler("present"), sampler("pndm"), ("sd", "sdxl", "dit", "pixart")),
 }
 PAIRS = [(family, name) for name, case in CASES.items() for family in case.families]
 REFUSED = [(family, name) for name, case in CASES.items() for family in PIPELINES if family not in case.families]

@@ -67,9 +67,12 @@ def from_dict(value: Any) -> Any:
 def build(make: Callable[..., Any], arguments: dict[str, Any], *, what: str) -> Any:
     """Call `make(**arguments)`; an unknown or missing argument is a `ConfigError` that lists the known ones."""
     parameters = inspect.signature(make).parameters
-    unknown = sorted(set(arguments) - set(parameters))
+    rest = {name for name, p in parameters.items() if p.kind is inspect.Parameter.VAR_KEYWORD}
+    unknown = [] if rest else sorted(set(arguments) - set(parameters))
     missing = sorted(
-        name for name, p in parameters.items() if p.default is inspect.Parameter.empty and name not in arguments
+        name
+        for name, p in parameters.items()
+        if p.default is inspect.Parameter.empty and name not in arguments and name not in rest
     )
     if unknown or missing:
         got = f"{what} got unknown {unknown}" if unknown else f"{what} lacks {missing}"

@@ -141,13 +141,18 @@ def _unwatch(scheduler: Any, clock: Clock) -> None:
             setattr(scheduler, name, before)
 
 
+def _bound(method: Any, scheduler: Any, now: Any) -> Any:
+    # in a copy of the scheduler, what was there before belongs to the copy too
+    return types.MethodType(method.__func__, now) if getattr(method, "__self__", None) is scheduler else method
+
+
 def _wrap(scheduler: Any, name: str, before: Any) -> None:
     own = getattr(type(scheduler), name)
 
     # the pipeline reads the signature to find out which keywords it may pass
     @functools.wraps(own)
     def watched(self: Any, *args: Any, **kwargs: Any) -> Any:
-        made = own(self, *args, **kwargs) if before is None else before(*args, **kwargs)
+        made = own(self, *args, **kwargs) if before is None else _bound(before, scheduler, self)(*args, **kwargs)
         for clock in tuple(_CLOCKS.get(self, ())):
             clock.heard(name)
         return made

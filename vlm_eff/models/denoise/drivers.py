@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any, Protocol
 
-from vlm_eff.core.denoise import DeepSite, DenoiserSite, DenoiseSite, StackSite
+from vlm_eff.core.denoise import DeepSite, DenoiserSite, DenoiseSite, SamplerSite, StackSite
 from vlm_eff.core.errors import CapabilityError, explain
 from vlm_eff.core.handle import Undo
 
@@ -13,6 +13,7 @@ _DRIVERS: dict[type[DenoiseSite], str] = {
     DenoiserSite: "root:RootDriver",
     DeepSite: "deep:DeepDriver",
     StackSite: "stack:StackDriver",
+    SamplerSite: "sampler:SamplerDriver",
 }
 
 

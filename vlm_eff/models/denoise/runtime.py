@@ -38,7 +38,9 @@ class DenoiseRuntime:
     """Carries out what plugins of a pipeline decide."""
 
     def __init__(self, denoising: Denoising, plugins: tuple[DenoisePlugin, ...]) -> None:
-        self.active = True
+        self._active = True
+        # called when the handle is paused, goes on, or is detached
+        self.switches: list[Callable[[bool], None]] = []
         self.handle: Handle | None = None
         self.weights: dict[str, Any] = {}
         self.penalties: list[Tensor] = []
@@ -52,6 +54,17 @@ class DenoiseRuntime:
         self._plugins = plugins
         self._branches = Branches()
         self._drivers: list[Driver] = []
+
+    @property
+    def active(self) -> bool:
+        """Whether plugins are asked: not while the handle is paused."""
+        return self._active
+
+    @active.setter
+    def active(self, value: bool) -> None:
+        self._active = value
+        for switch in self.switches:
+            switch(value)
 
     # ---------------------------------------------------------------- installation
 
