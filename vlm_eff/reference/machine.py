@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-_PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "pillow", "numpy", "easy-vqa")
+_PACKAGES = ("torch", "transformers", "diffusers", "tokenizers", "safetensors", "pillow", "numpy", "easy-vqa")
 
 
 def describe_device(device: torch.device | str) -> str:
