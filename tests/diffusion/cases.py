@@ -6,7 +6,15 @@ from dataclasses import dataclass
 
 from tests.tiny.pipelines import PIPELINES, UNETS
 from vlm_eff.core.plugin import Plugin
-from vlm_eff.diffusion import deepcache, first_block, forecast, sampler
+from vlm_eff.diffusion import (
+    adaptive_guidance,
+    cfg_cache,
+    deepcache,
+    first_block,
+    forecast,
+    guidance_interval,
+    sampler,
+)
 
 
 @dataclass(frozen=True)
@@ -27,6 +35,9 @@ TRANSFORMERS = tuple(family for family in PIPELINES if family not in UNETS)
 CASES: dict[str, Case] = {
     "deepcache": Case(deepcache(interval=1), deepcache(interval=2), UNETS),
     "first_block": Case(first_block(threshold=0.0), first_block(threshold=0.9), TRANSFORMERS),
+    "adaptive_guidance": Case(adaptive_guidance(bound=1.0), adaptive_guidance(bound=-1.0)),
+    "cfg_cache": Case(cfg_cache(interval=1), cfg_cache(interval=2, start=0.0)),
+    "guidance_interval": Case(guidance_interval(0.0, 1.0), guidance_interval(0.2, 0.8)),
     "forecast": Case(forecast(interval=1), forecast(interval=2)),
     # families of flow matching have solvers of their own: test_samplers.py
     "sampler": Case(sampler("present"), sampler("pndm"), ("sd", "sdxl", "dit", "pixart")),

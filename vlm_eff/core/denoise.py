@@ -63,7 +63,17 @@ class ModuleSite(DenoiseSite):
 @part
 @dataclass(frozen=True)
 class GuidanceSite(DenoiseSite):
-    """The unconditional half of classifier-free guidance, in one batch with the other half or in a call of its own."""
+    """The unconditional half of classifier-free guidance, in one batch with the other half or in a call of its own.
+
+    Asked once a step for both halves. `Predict` holds the difference of the two outputs, first minus second in the
+    pipeline's own order; `Unguided` gives up the guidance of this step. The history of the view holds such differences,
+    and as inputs the first half's output.
+
+    inside: asked only where caches of the denoiser's output let it compute, so that what is supplied is to them what
+            was computed; False puts it around them, where guidance itself is to change
+    """
+
+    inside: bool = False
 
 
 @part
@@ -118,6 +128,15 @@ class Predict:
 
     value: tuple[Tensor, ...]
     rows: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Unguided:
+    """Compute the conditional half alone and let it stand for the other too: guidance then changes nothing."""
+
+
+class NoGuidance(UserWarning):
+    """A whole run had no guidance that a plugin could have saved work of."""
 
 
 @dataclass(frozen=True)

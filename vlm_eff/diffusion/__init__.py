@@ -1,8 +1,11 @@
 """Plugins of diffusion pipelines: caches of denoiser work, merged tokens, samplers."""
 
+from vlm_eff.diffusion.methods.adaptive_guidance import adaptive_guidance
+from vlm_eff.diffusion.methods.cfg_cache import cfg_cache
 from vlm_eff.diffusion.methods.deepcache import deepcache
 from vlm_eff.diffusion.methods.first_block import first_block
 from vlm_eff.diffusion.methods.forecast import forecast
+from vlm_eff.diffusion.methods.guidance_interval import guidance_interval
 from vlm_eff.diffusion.methods.sampler import sampler
 
-__all__ = ["deepcache", "first_block", "forecast", "sampler"]
+__all__ = ["adaptive_guidance", "cfg_cache", "deepcache", "first_block", "forecast", "guidance_interval", "sampler"]

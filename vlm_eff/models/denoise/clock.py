@@ -29,6 +29,8 @@ class Clock:
         self.run = -1
         self.index = 0
         self._steps: list[Step] = []
+        # called with what the scheduler was given in place of the denoiser's output
+        self.listeners: list[Callable[[Any], None]] = []
 
     def watch(self, scheduler: Any) -> None:
         """Follow this scheduler from now on, in place of the one before."""
@@ -42,11 +44,13 @@ class Clock:
             _unwatch(self.scheduler, self)
         self.scheduler = None
 
-    def heard(self, name: str) -> None:
-        """A watched method of the scheduler has returned."""
+    def heard(self, name: str, given: Any = None) -> None:
+        """A watched method of the scheduler has returned; given: its first argument."""
         if name == "set_timesteps":
             self.begin()
         else:
+            for listener in self.listeners:
+                listener(given)
             self.index += 1
             if self._steps and self.index >= len(self._steps):
                 self._ended()
@@ -154,7 +158,7 @@ def _wrap(scheduler: Any, name: str, before: Any) -> None:
     def watched(self: Any, *args: Any, **kwargs: Any) -> Any:
         made = own(self, *args, **kwargs) if before is None else _bound(before, scheduler, self)(*args, **kwargs)
         for clock in tuple(_CLOCKS.get(self, ())):
-            clock.heard(name)
+            clock.heard(name, args[0] if args else kwargs.get("model_output"))
         return made
 
     watched.before = before  # type: ignore[attr-defined]

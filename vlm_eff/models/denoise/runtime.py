@@ -30,7 +30,7 @@ from vlm_eff.models.denoise.view import Asked, Call, UnitView
 from vlm_eff.models.denoise.work import Work
 
 # order of links around the denoiser itself: the smallest is outermost
-OUTERMOST, GUIDANCE, DENOISER, INNERMOST = -100, -20, -10, 100
+OUTERMOST, GUIDANCE, DENOISER, GUIDANCE_INSIDE, INNERMOST = -100, -20, -10, -5, 100
 Compute = Callable[[Tensor | None], Any]
 
 
@@ -185,6 +185,8 @@ class DenoiseRuntime:
         if call is None or not self.active:
             return None
         state = self.store.of((plugin.name, call.denoiser, call.branch, unit), inputs)
+        if call.fresh:
+            state.history = []
         started = time.perf_counter()
         answer = plugin.at(site, UnitView(unit, call, inputs, state, probe))
         self.ledger.now.deciding_ms += 1000 * (time.perf_counter() - started)

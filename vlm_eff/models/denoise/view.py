@@ -22,6 +22,7 @@ class Call:
               guidance
     skipped:  share of the FLOPs of what reaches it that is not computed
     exact:    False once anything that is not skipped computes something cheaper than the bare model (merged tokens)
+    fresh:    nothing kept may be used in it: units inside it were left out of the last step, or had other rows
     notes:    what drivers tell one another within this call
     """
 
@@ -33,6 +34,7 @@ class Call:
     factor: float = 1.0
     skipped: float = 0.0
     exact: bool = True
+    fresh: bool = False
     notes: dict[str, Any] = field(default_factory=dict)
 
     @property
