@@ -131,6 +131,47 @@ def kv_meter_command(
     measure_cache(MeterOptions(image, prompt, plugin, model, steps, dtype, device, attn, as_json=json, plot=plot))
 
 
+@app.command("diffuse")
+def diffuse_command(
+    prompt: Annotated[str, typer.Option(help="What to draw, for pipelines that take text.")] = "",
+    classes: Annotated[
+        list[int] | None, typer.Option("--class", help="What to draw by class id; again for several pictures.")
+    ] = None,
+    plugin: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SPEC", help="Such as forecast:interval=2; several are attached together."),
+    ] = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Each plugin alone, beside the full run and beside fewer steps.")
+    ] = False,
+    model: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", help="small-unet or small-dit, which come along; a folder or hub id of a pipeline."
+        ),
+    ] = "small-unet",
+    steps: Annotated[int, typer.Option(min=1, help="Steps of the scheduler.")] = 20,
+    guidance: Annotated[float, typer.Option(min=0.0, help="Scale of classifier-free guidance; 1 is without.")] = 2.0,
+    seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
+    pairs: Annotated[int, typer.Option(min=0, help="Timed pairs of --compare; 0 times nothing, else 3 or more.")] = 0,
+    save: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write pictures and stats.json, or compare.png with differences.")
+    ] = None,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    json: Json = False,
+) -> None:
+    """Draw with a diffusion pipeline and say what the plugins saved, and what they changed."""
+    if pairs in (1, 2):
+        raise typer.BadParameter(f"got --pairs {pairs}; accepted is 0 or at least 3. Give more pairs.")
+    from vlm_eff.cli.diffuse import DiffuseOptions, diffuse_compare, diffuse_once
+
+    options = DiffuseOptions(
+        prompt, tuple(classes or ()), plugin or [], model, steps, guidance, seed, pairs, dtype, device, json, save
+    )
+    (diffuse_compare if compare else diffuse_once)(options)
+
+
 @app.command("kernels")
 def kernels_command(device: Device = "auto", json: Json = False) -> None:
     """List the fused operations, their forms, and which form runs on a device."""

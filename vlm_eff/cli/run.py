@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from vlm_eff.core.errors import CapabilityError, ConfigError, explain
 from vlm_eff.core.handle import Handle
 from vlm_eff.core.plugin import Plugin
 from vlm_eff.eval.compare import Arm, Comparison, compare
-from vlm_eff.eval.files import make_folder, write_file
+from vlm_eff.eval.files import make_folder, png, write_file
 from vlm_eff.eval.loading import load_subject, quiet_libraries
 from vlm_eff.eval.overlay import overlay
 from vlm_eff.eval.subject import Subject, open_image
@@ -171,10 +170,4 @@ def _draw(folder: Path, subject: Subject, images: list[Image.Image], name: str, 
         except CapabilityError as error:
             say(f"no overlay: {error}")
             return
-        write_file(folder / f"{name}-{number + 1}.png", _png(drawn))
-
-
-def _png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    return buffer.getvalue()
+        write_file(folder / f"{name}-{number + 1}.png", png(drawn))

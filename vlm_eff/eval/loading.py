@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,9 @@ def load_subject(
     Raises:
         InputError: an unknown folder, dtype, device or attention, or files that are no vision-language model.
     """
-    _check_choice("dtype", dtype, _DTYPES)
-    _check_choice("attention", attention, _ATTENTION)
-    place = _device(device)
-    wanted = dtype if dtype != "auto" else ("float32" if place.type == "cpu" else "bfloat16")
+    check_choice("attention", attention, _ATTENTION)
+    place = device_of(device)
+    wanted = dtype_of(dtype, place)
     source = _source(name)
     try:
         model = transformers.AutoModelForImageTextToText.from_pretrained(
@@ -41,7 +41,7 @@ def load_subject(
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         raise InputError(
             explain(
-                f"cannot load {source!r} as a vision-language model ({_first_line(error)})",
+                f"cannot load {source!r} as a vision-language model ({first_line(error)})",
                 "a folder written by save_pretrained with its processor, or a model id of the hub",
                 "Check the name and the files",
             )
@@ -58,9 +58,14 @@ def load_subject(
 
 
 def quiet_libraries() -> None:
-    """Keep progress bars and remarks of transformers off the terminal of a command that prints a result."""
+    """Keep progress bars and remarks of libraries off the terminal of a command that prints a result."""
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+    if importlib.util.find_spec("diffusers") is not None:
+        from diffusers.utils import logging
+
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
 
 
 def _source(name: str | None) -> str:
@@ -90,7 +95,14 @@ def _source(name: str | None) -> str:
     return name
 
 
-def _device(name: str) -> torch.device:
+def dtype_of(name: str, place: torch.device) -> str:
+    """The dtype that a name stands for; "auto" is float32 on a CPU and bfloat16 elsewhere."""
+    check_choice("dtype", name, _DTYPES)
+    return name if name != "auto" else ("float32" if place.type == "cpu" else "bfloat16")
+
+
+def device_of(name: str) -> torch.device:
+    """The device that a name stands for; "auto" is a GPU where there is one."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -100,16 +112,18 @@ def _device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise InputError(
             explain(
-                f"device {name!r} cannot be used ({_first_line(error)})", "cpu, cuda, cuda:0", "Choose another device"
+                f"device {name!r} cannot be used ({first_line(error)})", "cpu, cuda, cuda:0", "Choose another device"
             )
         ) from None
     return device
 
 
-def _check_choice(what: str, value: str, accepted: tuple[str, ...]) -> None:
+def check_choice(what: str, value: str, accepted: tuple[str, ...]) -> None:
+    """Raise `InputError` unless `value` is accepted."""
     if value not in accepted:
         raise InputError(explain(f"{what} {value!r}", ", ".join(accepted), "Choose one of these"))
 
 
-def _first_line(error: Any) -> str:
+def first_line(error: Any) -> str:
+    """First line of an error, or its kind."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

@@ -17,6 +17,7 @@ import typer
 import vlm_eff
 from vlm_eff.core.errors import StateError, explain
 from vlm_eff.eval.catalogue import families_text, method_rows
+from vlm_eff.eval.diffusion_tables import denoising_quality_table, denoising_time_table
 from vlm_eff.eval.kernel_bounds import bounds_table
 from vlm_eff.eval.kernel_tables import patterns_table, processor_table
 from vlm_eff.eval.kv_tables import cache_summary, memory_table, quality_table
@@ -36,10 +37,14 @@ KV_MEMORY_RECORD = Path("benchmarks/results/kv_memory.json")
 KV_QUALITY_RECORD = Path("benchmarks/results/kv_quality.json")
 KERNELS_RECORD = Path("benchmarks/results/kernels_cpu.json")
 PATTERNS_RECORD = Path("benchmarks/results/sparse_prefill.json")
+UNET_RECORD = Path("benchmarks/results/diffusion_quality_small_unet.json")
+DIT_RECORD = Path("benchmarks/results/diffusion_quality_small_dit.json")
+DENOISING_TIME_RECORD = Path("benchmarks/results/diffusion_time_cpu.json")
 README = ROOT / "README.md"
 METHODS_PAGE = ROOT / "docs" / "methods.md"
 CACHE_PAGE = ROOT / "docs" / "kvcache.md"
 KERNELS_PAGE = ROOT / "docs" / "kernels.md"
+DIFFUSION_PAGE = ROOT / "docs" / "diffusion.md"
 
 
 def pages() -> dict[Path, tuple[str, ...]]:
@@ -49,6 +54,7 @@ def pages() -> dict[Path, tuple[str, ...]]:
         METHODS_PAGE: ("methods", "families", "overhead", "towers", "features"),
         CACHE_PAGE: ("kv_memory", "kv_quality"),
         KERNELS_PAGE: ("bounds", "processor", "patterns"),
+        DIFFUSION_PAGE: ("diffusion_unet", "diffusion_dit", "diffusion_time"),
     }
 
 
@@ -84,6 +90,9 @@ def _part(name: str, text: str) -> str:
         "kv": (KV_QUALITY_RECORD, cache_summary),
         "kv_memory": (KV_MEMORY_RECORD, memory_table),
         "kv_quality": (KV_QUALITY_RECORD, quality_table),
+        "diffusion_unet": (UNET_RECORD, denoising_quality_table),
+        "diffusion_dit": (DIT_RECORD, denoising_quality_table),
+        "diffusion_time": (DENOISING_TIME_RECORD, denoising_time_table),
     }[name]
     record = ROOT / path
     return show(read_record(record)) if record.is_file() else "Not measured yet: `make bench`."

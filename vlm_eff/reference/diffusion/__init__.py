@@ -47,7 +47,7 @@ def load_small_unet_pipeline() -> StableDiffusionPipeline:
     Raises:
         InputError: diffusers is not installed.
     """
-    _need_diffusers()
+    need_diffusers()
     from .pipelines import load_unet_pipeline
 
     return load_unet_pipeline()
@@ -62,7 +62,7 @@ def load_small_dit_pipeline() -> DiTPipeline:
     Raises:
         InputError: diffusers is not installed.
     """
-    _need_diffusers()
+    need_diffusers()
     from .pipelines import load_dit_pipeline
 
     return load_dit_pipeline()
@@ -81,7 +81,7 @@ def class_prompts(labels: Sequence[int]) -> dict[str, torch.Tensor]:
     Raises:
         InputError: diffusers is not installed, or an id that is no class.
     """
-    _need_diffusers()
+    need_diffusers()
     from .pipelines import class_prompts as prompts
 
     return prompts(labels)
@@ -98,13 +98,14 @@ def generate(
     Raises:
         InputError: diffusers is not installed, or an id that is no class.
     """
-    _need_diffusers()
+    need_diffusers()
     from .pipelines import generate as run
 
     return run(pipeline, labels, steps=steps, guidance=guidance, seed=seed, **settings)
 
 
-def _need_diffusers() -> None:
+def need_diffusers() -> None:
+    """Raise `InputError` where diffusers is not installed."""
     if importlib.util.find_spec("diffusers") is None:
         raise InputError(
             explain("diffusers is not installed", "the extra `diffusion`", "Run: pip install 'vlm-eff[diffusion]'")

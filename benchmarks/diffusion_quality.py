@@ -1,0 +1,109 @@
+"""Quality against cost of every diffusion method on the bundled models, beside fewer steps and other libraries.
+
+    PYTHONPATH=.:peers python benchmarks/diffusion_quality.py --model small-unet     # CPU, about 20 minutes on one core
+    PYTHONPATH=.:peers python benchmarks/diffusion_quality.py --model small-dit
+
+Every arm draws the same classes from the same noise. Cost is counted, not timed: FLOPs of the whole run over those of
+one full evaluation. PSNR and feature distance are to the pictures of the full run, pair by pair; class accuracy and
+Frechet distance are of the pictures by themselves, beside real ones against real ones at the same N.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+import typer
+from diffusion.arms import ARMS, STEPS, Arm
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from vlm_eff.eval.generated import class_accuracy, frechet_distance, precision_recall, psnr
+from vlm_eff.eval.painter import load_painter
+from vlm_eff.eval.record import Record
+from vlm_eff.reference.diffusion import CLASSES, generate, load_classifier, shape_batch
+from vlm_eff.reference.machine import describe_device
+
+RESULTS = Path(__file__).parent / "results"
+GUIDANCE, BATCH = 2.0, 50
+
+
+def draw(pipe: Any, labels: list[int], steps: int, seed: int) -> tuple[Tensor, int]:
+    """Pictures [N, 3, 16, 16] of the labels, and the FLOPs of drawing them."""
+    made, counter = [], FlopCounterMode(display=False)
+    with counter:
+        for number in range(0, len(labels), BATCH):
+            part = labels[number : number + BATCH]
+            made.append(generate(pipe, part, steps=steps, guidance=GUIDANCE, seed=seed + number))
+    return torch.cat(made), int(counter.get_total_flops())
+
+
+def judge(made: Tensor, full: Tensor, real: Tensor, labels: list[int], judging: Any) -> dict[str, float]:
+    """The figures of a row."""
+    with torch.no_grad():
+        features, wanted, true = judging.features(made), judging.features(full), judging.features(real)
+        logits = judging(made)
+    # equal pictures are infinitely alike, which has no mean
+    each = psnr(full, made).clamp(max=100.0)
+    precision, recall = precision_recall(true, features)
+    return {
+        "psnr": float(each.mean()),
+        "psnr_error": float(each.std() / math.sqrt(len(each))),
+        "feature_distance": float((features - wanted).norm(dim=1).mean() / wanted.norm(dim=1).mean()),
+        "class_accuracy": class_accuracy(logits, torch.tensor(labels)),
+        "frechet": frechet_distance(true, features),
+        "precision": precision,
+        "recall": recall,
+    }
+
+
+def measure(arm: Arm, pipe: Any, labels: list[int], seed: int) -> tuple[Tensor, int]:
+    """Draw with an arm on."""
+    with arm.opened(pipe):
+        return draw(pipe, labels, arm.steps, seed)
+
+
+def main(
+    model: str = "small-unet",
+    count: int = 100,
+    seed: int = 7,
+    only: str = "",
+    output: Path | None = None,
+) -> None:
+    """Draw with every arm and write the record; an arm that cannot run is a row that says why."""
+    painter, judging = load_painter(model), load_classifier()
+    labels = [number % len(CLASSES) for number in range(count)]
+    real, other = shape_batch(seed, count, "test")[0], shape_batch(seed + 1, count, "test")[0]
+    full, whole = draw(painter.pipe, labels, STEPS, seed)
+    rows: list[dict[str, Any]] = []
+    for arm in ARMS[model]:
+        if only and only not in arm.label:
+            continue
+        row: dict[str, Any] = {"label": arm.label, "kind": arm.kind, "steps": arm.steps}
+        try:
+            made, flops = measure(arm, painter.pipe, labels, seed)
+            row |= {"evaluations": flops / whole * STEPS, **judge(made, full, real, labels, judging)}
+        except Exception as error:
+            row["error"] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        rows.append(row)
+        typer.echo(row)
+    again, _ = draw(painter.pipe, labels, STEPS, seed)
+    if not torch.equal(again, full):
+        raise SystemExit("some arm left the pipeline changed: nothing was written")
+    rows.append({"label": "real pictures", "kind": "real", "steps": 0} | judge(other, full, real, labels, judging))
+    record = Record(
+        "quality of diffusion against equivalent full evaluations",
+        "1",
+        model,
+        {"steps": STEPS, "guidance": GUIDANCE, "seed": seed, "scheduler": type(painter.pipe.scheduler).__name__},
+        describe_device(painter.device),
+        count,
+        {"rows": rows, "flops_of_an_evaluation": whole / STEPS},
+    )
+    typer.echo(record.write(output or RESULTS / f"diffusion_quality_{model.replace('-', '_')}.json"))
+
+
+if __name__ == "__main__":
+    typer.run(main)

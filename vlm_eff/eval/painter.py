@@ -1,0 +1,102 @@
+"""A diffusion pipeline ready to be asked for pictures: a bundled small one, a folder, or a model of the hub."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlm_eff.core.errors import InputError, explain
+from vlm_eff.eval.loading import device_of, dtype_of, first_line
+from vlm_eff.reference.diffusion import generate, load_small_dit_pipeline, load_small_unet_pipeline, need_diffusers
+
+SMALL = ("small-unet", "small-dit")
+
+
+@dataclass(frozen=True)
+class Painter:
+    """A pipeline in eval mode, and what it is asked for.
+
+    asked: arguments of the pipeline besides steps, guidance and seed: the prompt, or class ids
+    small: True for the bundled pipelines, which draw shapes by class
+    """
+
+    pipe: Any = field(repr=False)
+    name: str
+    asked: dict[str, Any] = field(repr=False)
+    small: bool = False
+
+    @property
+    def device(self) -> torch.device:
+        """Where the denoiser is."""
+        found: torch.device = self.pipe.device
+        return found
+
+    def paint(self, *, steps: int, guidance: float, seed: int) -> Tensor:
+        """Pictures [B, 3, H, W] in -1 to 1, of one seed; a video counts as its frames.
+
+        Raises:
+            InputError: the pipeline returns nothing that looks like pictures.
+        """
+        if self.small:
+            drawn: Tensor = generate(self.pipe, self.asked["labels"], steps=steps, guidance=guidance, seed=seed)
+            return drawn
+        generator = torch.Generator("cpu").manual_seed(seed)
+        made = self.pipe(
+            num_inference_steps=steps, guidance_scale=guidance, generator=generator, output_type="pt", **self.asked
+        )
+        pictures = made[0]
+        if isinstance(pictures, list):
+            pictures = torch.stack([torch.as_tensor(one) for one in pictures])
+        if not isinstance(pictures, Tensor) or pictures.dim() < 4:
+            raise InputError(
+                explain(f"{self.name} returned {type(pictures).__name__}", "pictures or frames", "Use another pipeline")
+            )
+        return pictures.float().flatten(0, -4).mul(2).sub(1).cpu()
+
+
+def load_painter(
+    name: str, *, prompt: str = "", classes: tuple[int, ...] = (), dtype: str = "auto", device: str = "auto"
+) -> Painter:
+    """Load a pipeline and say what it shall draw.
+
+    name:    "small-unet" or "small-dit", which come along and draw shapes by class id; or a folder or hub id
+    prompt:  text for pipelines that take one; classes: class ids for those that take these
+
+    Raises:
+        InputError: nothing to draw, a prompt for a pipeline of classes, or files that are no pipeline.
+    """
+    need_diffusers()
+    place = device_of(device)
+    if name in SMALL:
+        if prompt:
+            raise InputError(
+                explain(f"a prompt for {name}", "class ids, 0 to 9", "Use --class, or name another model with --model")
+            )
+        labels = list(classes) or [3]
+        pipe: Any = load_small_unet_pipeline() if name == "small-unet" else load_small_dit_pipeline()
+        return Painter(pipe.to(place), name, {"labels": labels}, small=True)
+    if bool(prompt) == bool(classes):
+        got = "neither a prompt nor classes" if not prompt else "a prompt and classes"
+        raise InputError(explain(got, "one of the two", "Say what to draw with --prompt or --class"))
+    pipe = _load(name, getattr(torch, dtype_of(dtype, place))).to(place)
+    pipe.set_progress_bar_config(disable=True)
+    return Painter(pipe, name, {"prompt": prompt} if prompt else {"class_labels": list(classes)})
+
+
+def _load(name: str, dtype: torch.dtype) -> Any:
+    import diffusers
+
+    make: Any = diffusers.DiffusionPipeline.from_pretrained
+    try:
+        return make(name, dtype=dtype)
+    except (OSError, ValueError, KeyError, ImportError, AttributeError) as error:
+        raise InputError(
+            explain(
+                f"cannot load {name!r} as a diffusion pipeline ({first_line(error)})",
+                f"{', '.join(SMALL)}, a folder written by save_pretrained, or a model id of the hub",
+                "Check the name and the files",
+            )
+        ) from None
