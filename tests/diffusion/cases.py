@@ -14,6 +14,7 @@ from vlm_eff.diffusion import (
     forecast,
     guidance_interval,
     sampler,
+    tome_sd,
 )
 
 
@@ -41,6 +42,7 @@ CASES: dict[str, Case] = {
     "forecast": Case(forecast(interval=1), forecast(interval=2)),
     # families of flow matching have solvers of their own: test_samplers.py
     "sampler": Case(sampler("present"), sampler("pndm"), ("sd", "sdxl", "dit", "pixart")),
+    "tome_sd": Case(tome_sd(ratio=0.0, min_tokens=0), tome_sd(min_tokens=0)),
 }
 PAIRS = [(family, name) for name, case in CASES.items() for family in case.families]
 REFUSED = [(family, name) for name, case in CASES.items() for family in PIPELINES if family not in case.families]

@@ -79,7 +79,14 @@ class GuidanceSite(DenoiseSite):
 @part
 @dataclass(frozen=True)
 class TokenSite(DenoiseSite):
-    """The tokens on which the blocks of the denoiser compute."""
+    """The tokens of the image on which modules of the denoiser's blocks compute; answered with `MergeTokens`.
+
+    kinds:    of "self" and "cross" attention, and "mlp"
+    guidance: show how much the guidance changed each token at the step before
+    """
+
+    kinds: tuple[str, ...] = ("self",)
+    guidance: bool = False
 
 
 @part
@@ -137,6 +144,20 @@ class Unguided:
 
 class NoGuidance(UserWarning):
     """A whole run had no guidance that a plugin could have saved work of."""
+
+
+@dataclass(frozen=True)
+class MergeTokens:
+    """Compute a block's modules on fewer tokens: means of those that go into one place, copied back to each of them.
+
+    into: [R, N] place of every token of the block among the `home.shape[1]` that are left
+    home: [R, K] the token whose position each place takes, where the model has rotary positions
+    flops: spent on finding them
+    """
+
+    into: Tensor
+    home: Tensor
+    flops: int = 0
 
 
 @dataclass(frozen=True)

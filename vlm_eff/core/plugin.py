@@ -22,7 +22,7 @@ from vlm_eff.core.errors import CapabilityError, explain
 
 if TYPE_CHECKING:
     from vlm_eff.core.action import Action, Revive
-    from vlm_eff.core.denoise import DenoiseSite, Predict
+    from vlm_eff.core.denoise import DenoiseSite, MergeTokens, Predict
     from vlm_eff.core.resources import Resource
     from vlm_eff.core.tower import TowerAction, TowerSite
 
@@ -238,7 +238,7 @@ class Plugin(ABC):
         """The plugin for one model, with relative depths resolved; `CapabilityError` when it cannot work there."""
 
     @abstractmethod
-    def at(self, site: Any, view: Any) -> Action | TowerAction | Compress | ScaleLogits | Predict | None:
+    def at(self, site: Any, view: Any) -> Action | TowerAction | Compress | ScaleLogits | Predict | MergeTokens | None:
         """Decide at a site; None changes nothing.
 
         A `Site` comes with a `View`, a `TowerSite` with a `TowerView`, a `CacheSite` with a `CacheView`, a `LogitSite`

@@ -7,5 +7,15 @@ from vlm_eff.diffusion.methods.first_block import first_block
 from vlm_eff.diffusion.methods.forecast import forecast
 from vlm_eff.diffusion.methods.guidance_interval import guidance_interval
 from vlm_eff.diffusion.methods.sampler import sampler
+from vlm_eff.diffusion.methods.tome_sd import tome_sd
 
-__all__ = ["adaptive_guidance", "cfg_cache", "deepcache", "first_block", "forecast", "guidance_interval", "sampler"]
+__all__ = [
+    "adaptive_guidance",
+    "cfg_cache",
+    "deepcache",
+    "first_block",
+    "forecast",
+    "guidance_interval",
+    "sampler",
+    "tome_sd",
+]

@@ -56,6 +56,31 @@ def bipartite_match(
     return index, place[:width] < stays[:, None], into.masked_fill(~real, 0)
 
 
+def match_into(
+    metric: Tensor, goals: Tensor, sources: Tensor, count: int, first: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Merge the sources that are most like a goal, each into the goal it is most like.
+
+    metric:  [I, T, C] what is compared, by cosine
+    goals:   [I or 1, G] ascending places that others may go into; sources: [I or 1, S] the ascending other places
+    count:   sources to merge in each image, at most S
+    first:   [I or 1, S] True for sources that go before all others, however unlike; None for none
+    Returns (home [I, T - count], into [I, T]): the places that stay, ascending, and for every token its place there.
+    Ties go to the lower place. The S x G similarities are never built as a whole; 2 I S G C FLOPs.
+    """
+    images, tokens, width = metric.shape
+    goals, sources = goals.expand(images, -1), sources.expand(images, -1)
+    known = metric.detach()
+    best, partner = best_partner(*(known.gather(1, at[:, :, None].expand(-1, -1, width)) for at in (sources, goals)))
+    goes = _rank(best if first is None else best.masked_fill(first, torch.inf)) < count
+    stays = torch.ones(images, tokens, dtype=torch.bool, device=metric.device).scatter_(1, sources, ~goes)
+    slot = stays.cumsum(1) - 1
+    found = slot.gather(1, goals.gather(1, partner))
+    into = slot.scatter(1, sources, torch.where(goes, found, slot.gather(1, sources)))
+    # each image keeps as many: nothing has to be read back from the device
+    return (~stays).to(torch.uint8).argsort(dim=1, stable=True)[:, : tokens - count], into
+
+
 def _partners(metric: Tensor, protected: int, valid: Tensor | None, segment: Tensor | None) -> tuple[Tensor, Tensor]:
     """Similarity [I, A] of each even token to its best odd partner (-inf: none), and the partner's place [I, A]."""
     group = None

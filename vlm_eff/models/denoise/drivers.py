@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any, Protocol
 
-from vlm_eff.core.denoise import DeepSite, DenoiserSite, DenoiseSite, GuidanceSite, SamplerSite, StackSite
+from vlm_eff.core.denoise import DeepSite, DenoiserSite, DenoiseSite, GuidanceSite, SamplerSite, StackSite, TokenSite
 from vlm_eff.core.errors import CapabilityError, explain
 from vlm_eff.core.handle import Undo
 
@@ -15,6 +15,7 @@ _DRIVERS: dict[type[DenoiseSite], str] = {
     StackSite: "stack:StackDriver",
     SamplerSite: "sampler:SamplerDriver",
     GuidanceSite: "guidance:GuidanceDriver",
+    TokenSite: "merging:MergeDriver",
 }
 
 

@@ -112,11 +112,20 @@ class DenoiseRuntime:
             return inner(*args, **kwargs)
         shape = _shape(call, Arguments(module, args, kwargs).latents)
         call.notes["shape"] = shape
-        return self.work.measure(shape, lambda: inner(*args, **kwargs), lambda: call.exact and call.skipped == 0)
+        made = self.work.measure(shape, lambda: inner(*args, **kwargs), lambda: call.exact and call.skipped == 0)
+        whole = self.work.whole(shape)
+        call.skipped += call.saved / whole if whole else 0.0
+        return made
 
     def _note(self, call: Call) -> None:
         kept = self.store.bytes() if call.computed > 0 else 0
         self.ledger.add(call, self.work.whole(_shape(call, call.latents)), kept, self.store.mismatches)
+
+    def cheaper(self, flops: int) -> None:
+        """What is computed of this call needs so many FLOPs less than in the bare model; below 0 more."""
+        if self.call is not None:
+            self.call.saved += flops
+            self.work.cheaper(flops)
 
     # ---------------------------------------------------------------- a run
 

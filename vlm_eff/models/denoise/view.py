@@ -21,8 +21,9 @@ class Call:
     factor:   share of the call's rows that reach the denoiser itself: 0 when it is predicted, 1/2 for one half of the
               guidance
     skipped:  share of the FLOPs of what reaches it that is not computed
-    exact:    False once anything that is not skipped computes something cheaper than the bare model (merged tokens)
     fresh:    nothing kept may be used in it: units inside it were left out of the last step, or had other rows
+    exact:    False once anything that is not skipped is cheaper than in the bare model, nobody knows by how much
+    saved:    FLOPs by which what is not skipped is cheaper than in the bare model (merged tokens)
     notes:    what drivers tell one another within this call
     """
 
@@ -35,6 +36,7 @@ class Call:
     skipped: float = 0.0
     exact: bool = True
     fresh: bool = False
+    saved: int = 0
     notes: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -109,3 +111,31 @@ class Asked:
         """Rows [K] that are computed although others are predicted."""
         assert self.answer is not None and self.answer.rows is not None
         return (~self.answer.rows).nonzero()[:, 0]
+
+
+@dataclass
+class TokenView:
+    """The tokens of the image at the input of a block, before its first normalisation.
+
+    tokens:     [R, N, C]                  grid: frames, rows and columns of the N tokens, row by row
+    block:      0-based, in the order in which they run; blocks: how many there are
+    downsample: how much coarser the grid is than the latents, 1 outside of UNets; finest: the least of all blocks
+    change:     [R, N] how much the guidance changed each token at the step before, where the plugin asked for it and
+                it is known
+    notes:      what the plugin wrote down in this run, for all blocks and branches
+    """
+
+    tokens: Tensor
+    grid: tuple[int, int, int]
+    block: int
+    blocks: int
+    downsample: int
+    finest: int
+    call: Call
+    change: Tensor | None
+    notes: dict[Any, Any]
+
+    @property
+    def step(self) -> Step:
+        """The step of the run."""
+        return self.call.step

@@ -18,6 +18,7 @@ class Work:
         self._parts: dict[tuple[Shape, str], int] = {}
         self._counter: FlopCounterMode | None = None
         self._shape: Shape = ()
+        self._cheaper = 0
 
     def whole(self, shape: Shape) -> int:
         """FLOPs of a full call; 0 while none was measured."""
@@ -28,18 +29,22 @@ class Work:
         return self._parts.get((shape, unit), 0)
 
     def measure(self, shape: Shape, compute: Callable[[], Any], full: Callable[[], bool]) -> Any:
-        """Run a call; the first of each shape that was computed in full, as `full()` tells afterwards, is counted."""
+        """Run a call; the first of each shape that skipped nothing, as `full()` tells afterwards, is counted."""
         if shape in self._whole:
             return compute()
-        self._counter, self._shape = FlopCounterMode(display=False), shape
+        self._counter, self._shape, self._cheaper = FlopCounterMode(display=False), shape, 0
         try:
             with self._counter:
                 made = compute()
             if full():
-                self._whole[shape] = int(self._counter.get_total_flops())
+                self._whole[shape] = int(self._counter.get_total_flops()) + self._cheaper
             return made
         finally:
             self._counter = None
+
+    def cheaper(self, flops: int) -> None:
+        """What runs now needs so many FLOPs less than the bare model would: they are added to what is counted."""
+        self._cheaper += flops
 
     def inside(self, unit: str, compute: Callable[[], Any]) -> Any:
         """Run a unit of the call; counted while the call is."""
@@ -49,10 +54,10 @@ class Work:
         return made
 
     def so_far(self) -> int:
-        """FLOPs of the call until now; 0 while none is counted."""
-        return 0 if self._counter is None else int(self._counter.get_total_flops())
+        """FLOPs that the bare model would have needed of the call until now; 0 while none is counted."""
+        return 0 if self._counter is None else int(self._counter.get_total_flops()) + self._cheaper
 
     def note(self, unit: str, since: int) -> None:
         """What was computed of the call since `so_far()` gave `since` is the work of a unit."""
         if self._counter is not None:
-            self._parts[self._shape, unit] = int(self._counter.get_total_flops()) - since
+            self._parts[self._shape, unit] = self.so_far() - since
