@@ -11,9 +11,11 @@ from vlm_eff.diffusion import (
     cfg_cache,
     deepcache,
     first_block,
+    fora,
     forecast,
     guidance_interval,
     sampler,
+    taylorseer,
     tome_sd,
 )
 
@@ -39,10 +41,12 @@ CASES: dict[str, Case] = {
     "adaptive_guidance": Case(adaptive_guidance(bound=1.0), adaptive_guidance(bound=-1.0)),
     "cfg_cache": Case(cfg_cache(interval=1), cfg_cache(interval=2, start=0.0)),
     "guidance_interval": Case(guidance_interval(0.0, 1.0), guidance_interval(0.2, 0.8)),
+    "fora": Case(fora(interval=1), fora(interval=2)),
     "forecast": Case(forecast(interval=1), forecast(interval=2)),
     # families of flow matching have solvers of their own: test_samplers.py
     "sampler": Case(sampler("present"), sampler("pndm"), ("sd", "sdxl", "dit", "pixart")),
     "tome_sd": Case(tome_sd(ratio=0.0, min_tokens=0), tome_sd(min_tokens=0)),
+    "taylorseer": Case(taylorseer(interval=1), taylorseer(interval=2, warm_up=2)),
 }
 PAIRS = [(family, name) for name, case in CASES.items() for family in case.families]
 REFUSED = [(family, name) for name, case in CASES.items() for family in PIPELINES if family not in case.families]

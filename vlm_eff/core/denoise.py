@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vlm_eff.core.config import part
+from vlm_eff.core.errors import ConfigError, explain
 from vlm_eff.core.plugin import BindContext, Plugin
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+MODULE_KINDS = ("self", "cross", "temporal", "mlp")
 
 
 @part
@@ -52,12 +55,23 @@ class DeepSite(DenoiseSite):
 class ModuleSite(DenoiseSite):
     """Single modules of the denoiser's blocks: what they return.
 
-    kinds:  of "self", "cross" and "temporal" attention, and "mlp"
+    kinds:  of "self", "cross" and "temporal" attention, and "mlp": those of them that the denoiser has
+    needed: kinds without which the plugin refuses to be attached
     blocks: 0-based numbers of the blocks, in the order in which they run; None for all
+
+    Joint attention of text and image counts as "self". A block that adds attention and MLP up in one projection (Flux's
+    single blocks) is one unit of kind "fused" for those who name both.
     """
 
-    kinds: tuple[str, ...] = ("self", "cross", "temporal", "mlp")
+    kinds: tuple[str, ...] = MODULE_KINDS
+    needed: tuple[str, ...] = ()
     blocks: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.kinds or not set(self.kinds) <= set(MODULE_KINDS):
+            raise ConfigError(
+                explain(f"kinds={self.kinds!r}", " or ".join(map(repr, MODULE_KINDS)), "Name at least one of them")
+            )
 
 
 @part

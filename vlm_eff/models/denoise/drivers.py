@@ -5,7 +5,16 @@ from __future__ import annotations
 import importlib
 from typing import Any, Protocol
 
-from vlm_eff.core.denoise import DeepSite, DenoiserSite, DenoiseSite, GuidanceSite, SamplerSite, StackSite, TokenSite
+from vlm_eff.core.denoise import (
+    DeepSite,
+    DenoiserSite,
+    DenoiseSite,
+    GuidanceSite,
+    ModuleSite,
+    SamplerSite,
+    StackSite,
+    TokenSite,
+)
 from vlm_eff.core.errors import CapabilityError, explain
 from vlm_eff.core.handle import Undo
 
@@ -16,6 +25,7 @@ _DRIVERS: dict[type[DenoiseSite], str] = {
     SamplerSite: "sampler:SamplerDriver",
     GuidanceSite: "guidance:GuidanceDriver",
     TokenSite: "merging:MergeDriver",
+    ModuleSite: "modules:ModuleDriver",
 }
 
 
