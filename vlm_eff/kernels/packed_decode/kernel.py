@@ -13,6 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from vlm_eff.kernels.device import tanh
 from vlm_eff.kernels.packed_decode.planes import (
     FOLD,
     channel_scores,
@@ -117,8 +118,7 @@ def _shown(
     for i in tl.static_range(PLACES):
         score = scores[i]
         if CAPPED:
-            # tanh without a library: 1 - 2 / (e^2x + 1)
-            score = (1.0 - 2.0 / (tl.exp2(score * (2.0 * LOG2E / cap)) + 1.0)) * (cap * LOG2E)
+            score = tanh(score / cap) * (cap * LOG2E)
         if BIASED:
             row = tl.arange(0, score.shape[0])
             base = row // share * bias_head + row % share * bias_query

@@ -9,6 +9,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from vlm_eff.kernels.device import tanh
+
 LN2 = tl.constexpr(0.6931471805599453)
 
 
@@ -18,12 +20,9 @@ def _visible(
     PADDED: tl.constexpr, CAPPED: tl.constexpr, CAUSAL: tl.constexpr,
 ):  # fmt: skip
     """Logits in base 2 of a tile of products; -inf where a row may not look."""
+    score *= scale
     if CAPPED:
-        # tanh by an exponential that cannot overflow
-        small = tl.exp2(-tl.abs(score) * scale)
-        score = tl.where(score < 0, -cap, cap) * ((1.0 - small) / (1.0 + small))
-    else:
-        score = score * scale
+        score = cap * tanh(score)
     if CAUSAL:
         score = tl.where(column[None, :] <= row_column[:, None], score, float("-inf"))
     if PADDED:

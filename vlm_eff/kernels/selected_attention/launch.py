@@ -92,7 +92,7 @@ def _launch(
     padded = valid is not None or first is not None
     if first is None and padded:
         first = index.new_zeros(batch)
-    scale = 2.0 * LOG2E * scaling / softcap if softcap else LOG2E * scaling
+    scale = scaling / softcap if softcap else LOG2E * scaling
     grid = (-(-chosen // tiles.m) * batch * heads,)
     attend_chosen[grid](
         query, key, value, index, first, output, share,

@@ -8,6 +8,8 @@ comparisons, whatever the rule.
 import triton
 import triton.language as tl
 
+from vlm_eff.kernels.device import tanh
+
 
 @triton.jit
 def _load(pointer, offsets, there, START: tl.constexpr, PART: tl.constexpr, WIDTH: tl.constexpr):
@@ -17,16 +19,6 @@ def _load(pointer, offsets, there, START: tl.constexpr, PART: tl.constexpr, WIDT
     if START + PART > WIDTH:
         mask = mask & (column < WIDTH)[None, :]
     return tl.load(pointer + offsets[:, None] + column[None, :], mask=mask, other=0.0)
-
-
-@triton.jit
-def _capped(scores, scaling, cap):
-    """cap * tanh(scores * scaling / cap); the series where the quotient would cancel."""
-    x = scores * (scaling / cap)
-    square = x * x
-    series = x * (1 + square * (-1 / 3 + square * (2 / 15 + square * (-17 / 315 + square * (62 / 2835)))))
-    quotient = 1 - 2 / (1 + tl.exp2(x * 2.8853900817779268))
-    return cap * tl.where(square < 0.09, series, quotient)
 
 
 @triton.jit
@@ -70,7 +62,7 @@ def _absorb(
         scores = tl.dot(queries2, tl.trans(loaded2), scores, input_precision="ieee")
     factor = scaling * 1.4426950408889634
     if CAP:
-        scores = _capped(scores, scaling, cap)
+        scores = cap * tanh(scores * (scaling / cap))
         factor = 1.4426950408889634
     if MASKED:
         scores = tl.where(seen, scores, float("-inf"))

@@ -9,6 +9,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from vlm_eff.kernels.device import tanh
+
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 # a running maximum that is finite: -inf minus -inf would be NaN
@@ -37,13 +39,7 @@ def _logits(left, left2, right, right2, factor, cap, D2: tl.constexpr, CAP: tl.c
         made = tl.dot(left2, tl.trans(right2), made, input_precision="ieee")
     made = made * factor
     if CAP:
-        # tanh; near 0 by its series, because 1 - e^-2x would lose digits there
-        away = tl.abs(made)
-        small = made * made
-        series = 1 + small * (-1 / 3 + small * (2 / 15 + small * (-17 / 315 + small * (62 / 2835))))
-        decay = tl.exp2(away * (-2 * LOG2E))
-        large = tl.where(made < 0, -1.0, 1.0) * (1 - decay) / (1 + decay)
-        made = cap * tl.where(away < 0.25, made * series, large)
+        made = cap * tanh(made)
     return made
 
 
