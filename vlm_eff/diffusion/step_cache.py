@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from vlm_eff.core.config import part
-from vlm_eff.core.denoise import DenoisePlugin, DenoiseSite, Predict
+from vlm_eff.core.denoise import DenoiseContext, DenoisePlugin, DenoiseSite, Predict
+from vlm_eff.core.plugin import BindContext
 from vlm_eff.core.resources import Resource
+from vlm_eff.diffusion.schedules import Bound
 from vlm_eff.models.denoise.view import UnitView
 
 
@@ -102,6 +104,11 @@ class StepCache(DenoisePlugin):
     @property
     def sees_inputs(self) -> bool:
         return self.predictor.sees_inputs or bool(self.signal and self.signal.sees_inputs)
+
+    def bind(self, context: BindContext) -> StepCache:
+        if isinstance(self.policy, Bound) and isinstance(context, DenoiseContext):
+            self.policy.bound(self.method, context)
+        return self
 
     def at(self, site: DenoiseSite, view: UnitView) -> Predict | None:
         step = view.step

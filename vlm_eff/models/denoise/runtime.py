@@ -97,6 +97,7 @@ class DenoiseRuntime:
             step = self.clock.now(given.time)
             branch = self._branches.of(name, self.chains.context(module), given.named)
             before, self.call = self.call, Call(name, step, branch, given.latents, given.named)
+            self.call.figures = self.ledger.now.notes
             try:
                 made = inner(*args, **kwargs)
                 self._note(self.call)

@@ -25,6 +25,7 @@ class Call:
     exact:    False once anything that is not skipped is cheaper than in the bare model, nobody knows by how much
     saved:    FLOPs by which what is not skipped is cheaper than in the bare model (merged tokens)
     notes:    what drivers tell one another within this call
+    figures:  the notes of the run's report
     """
 
     denoiser: str
@@ -38,6 +39,7 @@ class Call:
     fresh: bool = False
     saved: int = 0
     notes: dict[str, Any] = field(default_factory=dict)
+    figures: dict[str, float] = field(default_factory=dict)
 
     @property
     def rows(self) -> int:
@@ -89,6 +91,10 @@ class UnitView:
     def notes(self) -> dict[str, Any]:
         """What the plugin wrote down at earlier steps of this run, for this unit and branch."""
         return self.state.notes
+
+    def count(self, name: str) -> None:
+        """Add one to a note of the run's report."""
+        self.call.figures[name] = self.call.figures.get(name, 0.0) + 1
 
 
 @dataclass
