@@ -85,7 +85,12 @@ def main(
     pipeline = loaders[model]()
     own = pipeline.scheduler
     other = UniPCMultistepScheduler.from_config(own.config)
-    settings = [("DPM-Solver++ 2M", own, 20, 2.0), ("UniPC", other, 10, 2.0), ("DPM-Solver++ 2M", own, 20, 1.0)]
+    settings = [
+        ("DPM-Solver++ 2M", own, 20, 1.0),
+        ("DPM-Solver++ 2M", own, 20, 1.5),
+        ("DPM-Solver++ 2M", own, 20, 2.0),
+        ("UniPC", other, 10, 2.0),
+    ]
     rows = [{"sampler": "real pictures", **asdict(real_against_real(pictures))}]
     labels = cycle_of_classes(pictures)
     for name, scheduler, steps, guidance in settings:

@@ -8,7 +8,14 @@ import sys
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DiTPipeline, StableDiffusionPipeline, UniPCMultistepScheduler
+from diffusers import (
+    DDIMScheduler,
+    DiTPipeline,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+    UniPCMultistepScheduler,
+)
 
 from vlm_eff.core.errors import InputError
 from vlm_eff.eval.generated import class_accuracy
@@ -22,6 +29,7 @@ from vlm_eff.reference.diffusion import (
     shape_batch,
 )
 from vlm_eff.reference.diffusion.dit import PIPELINE_NULL
+from vlm_eff.reference.diffusion.noise import noise_levels
 from vlm_eff.reference.diffusion.weights import card_of, weights_of
 
 LOADERS = {"unet": load_small_unet_pipeline, "dit": load_small_dit_pipeline}
@@ -84,6 +92,20 @@ def test_every_output_type_and_another_scheduler_work(kind: str, pipeline) -> No
     }
     assert pictures["pil"][0].size == (16, 16)
     assert torch.allclose(pictures["pt"][0].permute(1, 2, 0), torch.from_numpy(pictures["np"][0]))
+
+
+@pytest.mark.parametrize("scheduler", [DDIMScheduler, PNDMScheduler, UniPCMultistepScheduler, EulerDiscreteScheduler])
+def test_a_scheduler_made_from_the_config_starts_at_noise(scheduler: type) -> None:
+    own = load_small_unet_pipeline().scheduler
+    other = scheduler.from_config(own.config)
+    other.set_timesteps(10)
+    assert other.timesteps[0] == 999
+    assert other.config.prediction_type == "v_prediction"
+    assert torch.allclose(other.alphas_cumprod.sqrt(), noise_levels()[0])
+    # saboteur: without the name of the spacing, DDIM and PNDM start a tenth of the way down
+    forgetful = scheduler.from_config({key: value for key, value in own.config.items() if key != "timestep_spacing"})
+    forgetful.set_timesteps(10)
+    assert (forgetful.timesteps[0] < 950) == (scheduler in (DDIMScheduler, PNDMScheduler))
 
 
 def test_latents_of_the_unet_are_pixels() -> None:

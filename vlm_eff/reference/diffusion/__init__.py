@@ -1,10 +1,10 @@
 """Small trained diffusion models in unmodified pipelines of diffusers: a UNet and a DiT that draw ten kinds of shapes.
 
     pipeline = load_small_unet_pipeline()                      # a StableDiffusionPipeline
-    picture = pipeline(**class_prompts([3]), num_inference_steps=20, guidance_scale=2.0).images[0]
+    picture = pipeline(**class_prompts([3]), num_inference_steps=20, guidance_scale=1.5).images[0]
 
     pipeline = load_small_dit_pipeline()                       # a DiTPipeline
-    picture = pipeline(pipeline.get_label_ids(["warm ring"]), num_inference_steps=20, guidance_scale=2.0).images[0]
+    picture = pipeline(pipeline.get_label_ids(["warm ring"]), num_inference_steps=20, guidance_scale=1.5).images[0]
 
 `generate` asks either for tensors with one seed a picture. Pictures are 16x16 pixels; a class is an index of `CLASSES`.
 Start reading at `shapes.py`, then `trainer.py`. Nothing of diffusers is imported until it is asked for.
@@ -88,7 +88,7 @@ def class_prompts(labels: Sequence[int]) -> dict[str, torch.Tensor]:
 
 
 def generate(
-    pipeline: Any, labels: Sequence[int], *, steps: int = 20, guidance: float = 2.0, seed: int = 0, **settings: Any
+    pipeline: Any, labels: Sequence[int], *, steps: int = 20, guidance: float = 1.5, seed: int = 0, **settings: Any
 ) -> torch.Tensor:
     """Return one picture for each class id, [B, 3, 16, 16] in -1 to 1, from either small pipeline.
 

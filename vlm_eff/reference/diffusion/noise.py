@@ -11,6 +11,9 @@ SCHEDULER_CONFIG: dict[str, Any] = {
     "num_train_timesteps": 1000,
     "beta_schedule": "squaredcos_cap_v2",
     "prediction_type": "v_prediction",
+    # Sampling must start at the last timestep, which is almost pure noise (Lin et al. 2023, section 3.3). Named here,
+    # because `from_config` of another class puts its own default in the place of a default: DDIM would start at 901.
+    "timestep_spacing": "trailing",
     # what `StableDiffusionPipeline` asks of a scheduler
     "steps_offset": 1,
 }

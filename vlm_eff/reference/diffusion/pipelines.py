@@ -78,7 +78,7 @@ def check_class(label: int) -> int:
 
 
 def generate(
-    pipeline: Any, labels: Sequence[int], *, steps: int = 20, guidance: float = 2.0, seed: int = 0, **settings: Any
+    pipeline: Any, labels: Sequence[int], *, steps: int = 20, guidance: float = 1.5, seed: int = 0, **settings: Any
 ) -> torch.Tensor:
     """Return one picture for each class id, [B, 3, 16, 16] in -1 to 1, from either small pipeline.
 
