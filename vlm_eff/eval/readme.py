@@ -17,7 +17,7 @@ import typer
 import vlm_eff
 from vlm_eff.core.errors import StateError, explain
 from vlm_eff.eval.catalogue import families_text, method_rows
-from vlm_eff.eval.diffusion_tables import denoising_quality_table, denoising_time_table
+from vlm_eff.eval.diffusion_tables import denoising_quality_table, denoising_summary, denoising_time_table
 from vlm_eff.eval.kernel_bounds import bounds_table
 from vlm_eff.eval.kernel_tables import patterns_table, processor_table
 from vlm_eff.eval.kv_tables import cache_summary, memory_table, quality_table
@@ -50,7 +50,7 @@ DIFFUSION_PAGE = ROOT / "docs" / "diffusion.md"
 def pages() -> dict[Path, tuple[str, ...]]:
     """Every page with generated parts, and the names of their markers."""
     return {
-        README: ("output", "methods", "results", "kv", "speed"),
+        README: ("output", "methods", "results", "kv", "diffusion", "speed"),
         METHODS_PAGE: ("methods", "families", "overhead", "towers", "features"),
         CACHE_PAGE: ("kv_memory", "kv_quality"),
         KERNELS_PAGE: ("bounds", "processor", "patterns"),
@@ -90,6 +90,7 @@ def _part(name: str, text: str) -> str:
         "kv": (KV_QUALITY_RECORD, cache_summary),
         "kv_memory": (KV_MEMORY_RECORD, memory_table),
         "kv_quality": (KV_QUALITY_RECORD, quality_table),
+        "diffusion": (UNET_RECORD, denoising_summary),
         "diffusion_unet": (UNET_RECORD, denoising_quality_table),
         "diffusion_dit": (DIT_RECORD, denoising_quality_table),
         "diffusion_time": (DENOISING_TIME_RECORD, denoising_time_table),
