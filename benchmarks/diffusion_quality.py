@@ -27,7 +27,7 @@ from vlm_eff.reference.diffusion import CLASSES, generate, load_classifier, shap
 from vlm_eff.reference.machine import describe_device
 
 RESULTS = Path(__file__).parent / "results"
-GUIDANCE, BATCH = 2.0, 50
+GUIDANCE, BATCH = 1.5, 50
 
 
 def draw(pipe: Any, labels: list[int], steps: int, seed: int) -> tuple[Tensor, int]:

@@ -27,6 +27,7 @@ a stale table
 <!-- output:end -->
 <!-- results:begin --><!-- results:end -->
 <!-- kv:begin --><!-- kv:end -->
+<!-- diffusion:begin --><!-- diffusion:end -->
 <!-- speed:begin --><!-- speed:end -->
 <!-- methods:begin --><!-- methods:end -->
 end
@@ -39,21 +40,16 @@ def small_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path.write_text(TEXT)
     monkeypatch.setattr(readme, "README", path)
     monkeypatch.setattr(readme, "ROOT", tmp_path)
-    page = tmp_path / "methods.md"
-    page.write_text(
-        "".join(f"<!-- {name}:begin --><!-- {name}:end -->\n" for name in readme.pages()[readme.METHODS_PAGE])
-    )
-    monkeypatch.setattr(readme, "METHODS_PAGE", page)
-    page = tmp_path / "kvcache.md"
-    page.write_text(
-        "".join(f"<!-- {name}:begin --><!-- {name}:end -->\n" for name in readme.pages()[readme.CACHE_PAGE])
-    )
-    monkeypatch.setattr(readme, "CACHE_PAGE", page)
-    page = tmp_path / "kernels.md"
-    page.write_text(
-        "".join(f"<!-- {name}:begin --><!-- {name}:end -->\n" for name in readme.pages()[readme.KERNELS_PAGE])
-    )
-    monkeypatch.setattr(readme, "KERNELS_PAGE", page)
+    for constant, name in (
+        ("METHODS_PAGE", "methods.md"),
+        ("CACHE_PAGE", "kvcache.md"),
+        ("KERNELS_PAGE", "kernels.md"),
+        ("DIFFUSION_PAGE", "diffusion.md"),
+    ):
+        parts = readme.pages()[getattr(readme, constant)]
+        page = tmp_path / name
+        page.write_text("".join(f"<!-- {part}:begin --><!-- {part}:end -->\n" for part in parts))
+        monkeypatch.setattr(readme, constant, page)
     # a page that is not replaced here would be written where it really lies
     assert all(page.is_relative_to(tmp_path) for page in readme.pages())
     return path

@@ -151,7 +151,7 @@ def diffuse_command(
         ),
     ] = "small-unet",
     steps: Annotated[int, typer.Option(min=1, help="Steps of the scheduler.")] = 20,
-    guidance: Annotated[float, typer.Option(min=0.0, help="Scale of classifier-free guidance; 1 is without.")] = 2.0,
+    guidance: Annotated[float, typer.Option(min=0.0, help="Scale of classifier-free guidance; 1 is without.")] = 1.5,
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
     pairs: Annotated[int, typer.Option(min=0, help="Timed pairs of --compare; 0 times nothing, else 3 or more.")] = 0,
     save: Annotated[
