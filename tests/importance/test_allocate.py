@@ -9,10 +9,10 @@ from torch import Tensor
 
 from tests.importance.entries import golden, near, random_entries, worked
 from vlm_eff.core.errors import ConfigError
-from vlm_eff.importance.allocate import apportion, common_mass, density, hybrid, preference, pyramid, softmax, uniform
+from vlm_eff.importance.allocate import apportion, common_mass, density, hybrid, pyramid, softmax
 from vlm_eff.importance.entry_scores import received
 from vlm_eff.importance.head_budgets import head_counts
-from vlm_eff.importance.layer_signals import cross_entropy, sparsity, spread_and_shift
+from vlm_eff.importance.layer_signals import cross_entropy, sparsity
 
 SEEDS = range(30)
 
@@ -67,7 +67,7 @@ def test_order_does_not_matter_where_weights_differ(seed: int) -> None:
 
 @pytest.mark.parametrize("total", range(13))
 def test_equal_weights_differ_by_one_at_most(total: int) -> None:
-    got = apportion(uniform(torch.zeros(5)), total).tolist()
+    got = apportion(torch.ones(5), total).tolist()
     assert got == [total // 5 + (place < total % 5) for place in range(5)]
 
 
@@ -182,7 +182,6 @@ def test_equal_layers_get_equal_shares_of_the_common_mass() -> None:
 def test_signals_of_layers_are_their_double_loops_and_ignore_padding() -> None:
     entries = random_entries(2)
     got = cross_entropy(*entries.rows, entries.row_modality, entries.modality)
-    entropy, variance = spread_and_shift(*entries.rows)
     for b in range(2):
         there = entries.present[b]
         a = entries.attention[b][:, there][:, :, there]
@@ -194,11 +193,7 @@ def test_signals_of_layers_are_their_double_loops_and_ignore_padding() -> None:
             block = term[:, kinds == own][:, :, kinds != own]
             want += float(block.sum((1, 2)).mean()) / max(int((kinds == own).sum()), 1)
         assert float(got[b]) == pytest.approx(want, rel=1e-5)
-        assert float(entropy[b]) == pytest.approx(float(term.sum((1, 2)).mean()) / int(there.sum()), rel=1e-5)
-        shift = sum(float(a[h, looks[:, j], j].var(correction=0)) for h in range(4) for j in range(a.shape[2])) / 4
-        assert float(variance[b]) == pytest.approx(shift, rel=1e-5)
     assert softmax(torch.tensor([0.0, 0.0])).tolist() == [0.5, 0.5]
-    assert preference(torch.tensor([4.0]), torch.tensor([9.0]), 2, 1).tolist() == [18]
 
 
 def test_worked_example_of_adakv() -> None:

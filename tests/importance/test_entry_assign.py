@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from tests.importance.mergeable import Entries, entries
-from vlm_eff.importance import entry_assign
-from vlm_eff.importance.entry_assign import Assignment, assign_by_key, assign_by_position
+from vlm_eff.importance.entry_assign import Assignment, assign_by_key
 from vlm_eff.kernels.bipartite_match import fast
 
 
@@ -51,14 +50,11 @@ def test_equals_a_loop(seed: int, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("block", [1, 40, 200])
 def test_any_size_of_block_gives_the_same(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     e = entries()
-    place = torch.arange(12).expand(3, -1)
-    want = assign(e), assign_by_position(place, e.kept, e.present, e.modality, e.protected)
+    want = assign(e)
     monkeypatch.setattr(fast, "_BLOCK", block)
-    monkeypatch.setattr(entry_assign, "_BLOCK", block)
-    got = assign(e), assign_by_position(place, e.kept, e.present, e.modality, e.protected)
-    for one, other in zip(got, want, strict=True):
-        assert torch.equal(one.target, other.target)
-        torch.testing.assert_close(one.cosine, other.cosine)
+    got = assign(e)
+    assert torch.equal(got.target, want.target)
+    torch.testing.assert_close(got.cosine, want.cosine)
 
 
 def test_numbers_below_zero_are_numbers() -> None:
@@ -118,25 +114,6 @@ def test_ties_go_to_the_lower_column(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fast, "_first", rounded)
     made = assign_by_key(key, kept, every, torch.zeros(1, 103), nothing)
     assert (made.target[~kept] == 2).all()
-
-
-def test_nearest_in_the_sequence() -> None:
-    kept = torch.tensor([[[False, True, False, False, True, False, False, True]]])
-    every, kind = torch.ones_like(kept), torch.zeros(1, 8)
-    nothing = torch.zeros_like(kept)
-    made = assign_by_position(torch.arange(8)[None], kept, every, kind, nothing)
-    # 3 is next to 4; 5 too; 2 next to 1; of 1 and 4 none is at the same distance to anything here
-    assert made.target.flatten().tolist() == [1, 1, 1, 4, 4, 4, 7, 7]
-    assert made.cosine.flatten().tolist() == kept.flatten().float().tolist()
-    # with 4 under protection 3 goes to 1, and 5 to 7; 4 itself stays
-    safe = torch.arange(8)[None, None] == 4
-    made = assign_by_position(torch.arange(8)[None], kept, every, kind, safe)
-    assert made.target.flatten().tolist() == [1, 1, 1, 1, 4, 7, 7, 7]
-    # of two at the same distance the lower column
-    made = assign_by_position(torch.tensor([[0, 10, 11, 12, 13, 14, 15, 20]]), kept, every, kind, nothing)
-    assert made.target.flatten().tolist() == [1, 1, 1, 4, 4, 4, 4, 7]
-    made = assign_by_position(torch.tensor([[0, 10, 12, 12, 14, 17, 15, 20]]), kept, every, kind, nothing)
-    assert made.target.flatten().tolist() == [1, 1, 1, 1, 4, 4, 4, 7]
 
 
 def test_nothing_kept_nothing_evicted_nothing_there() -> None:

@@ -9,21 +9,19 @@ import torch
 from torch import Tensor
 
 from tests.importance.entries import Entries, random_entries
-from vlm_eff.importance.entry_scores import last_row, mean_and_variance, received, unread
+from vlm_eff.importance.entry_scores import last_row, received, unread
 from vlm_eff.importance.head_budgets import head_counts
-from vlm_eff.importance.layer_signals import cross_entropy, sparsity, spread_and_shift
+from vlm_eff.importance.layer_signals import cross_entropy, sparsity
 
 SCORES = {
     "received": lambda e: received(*e.scored),
     "unread": lambda e: unread(*e.scored),
     "unread of a length": lambda e: unread(*e.scored, length=torch.tensor([5, 7])),
     "last_row": lambda e: last_row(*e.scored),
-    "variance": lambda e: mean_and_variance(*e.scored)[1],
     "sparsity": lambda e: sparsity(*e.rows, 0.2),
-    "shift": lambda e: spread_and_shift(*e.rows)[1],
     "cross": lambda e: cross_entropy(*e.rows, e.row_modality, e.modality),
 }
-PER_HEAD = ("received", "unread", "variance", "sparsity")
+PER_HEAD = ("received", "unread", "sparsity")
 
 
 def by_head(entries: Entries) -> Entries:

@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor
 
 from tests.importance.entries import Entries, golden, near, random_entries, same_alone, worked
-from vlm_eff.importance.entry_quality import deletion_cost, modality_weights, output_change
+from vlm_eff.importance.entry_quality import deletion_cost, modality_weights
 
 SEEDS = range(3)
 FORMS = ("exact", "value", "key", "cross", "joint")
@@ -28,6 +29,17 @@ def cost(entries: Entries, form: str = "exact", **options) -> torch.Tensor:
 )
 def test_worked_example(form: str, want: str) -> None:
     near(cost(worked().only_rows(6), form)[0, 0], golden(want))
+
+
+def change_of(entries: Entries, removed: Tensor) -> Tensor:
+    """Length of the change of each head's output when entries [B, S] or [B, Hkv, S] go [B, H, R]."""
+    share = entries.attention.shape[1] // entries.groups
+    held = entries.values.repeat_interleave(share, 1)
+    gone = removed[:, None] if removed.dim() == 2 else removed.repeat_interleave(share, 1)
+    hidden = ~(entries.looks & entries.row_valid[..., None])[:, None]
+    weights = entries.attention.masked_fill(hidden, 0.0)
+    left = weights.masked_fill(gone[:, :, None], 0.0)
+    return (left / left.sum(3, keepdim=True).clamp(min=1e-300) @ held - weights @ held).norm(dim=-1)
 
 
 def brute(entries: Entries, form: str, centre: bool, beta: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
@@ -79,7 +91,7 @@ def test_the_exact_form_is_the_actual_deletion(seed: int) -> None:
     for j in range(9):
         removed = torch.zeros(2, 9, dtype=torch.bool)
         removed[:, j] = True
-        change = output_change(entries.attention, entries.values, removed, entries.row_valid, entries.looks)
+        change = change_of(entries, removed)
         want = change.square().view(2, 2, 2, -1).sum((2, 3))
         torch.testing.assert_close(got[:, :, j], want, atol=1e-12, rtol=1e-12)
 
@@ -89,7 +101,7 @@ def test_the_meter_is_a_softmax_over_what_is_left(seed: int) -> None:
     entries = random_entries(seed)
     made = torch.Generator().manual_seed(seed)
     removed = torch.rand(2, 2, 9, generator=made) < 0.4
-    got = output_change(entries.attention, entries.values, removed, entries.row_valid, entries.looks)
+    got = change_of(entries, removed)
     assert bool(got.isfinite().all()) and not bool(got[~entries.row_valid[:, None].expand_as(got)].any())
     for b in range(2):
         for h in range(4):
@@ -100,7 +112,7 @@ def test_the_meter_is_a_softmax_over_what_is_left(seed: int) -> None:
                 after = z[left].softmax(0) @ v[left] if bool(left.any()) else 0 * before
                 assert float(got[b, h, q]) == pytest.approx(float((after - before).norm()), abs=1e-12)
     nothing = torch.zeros(2, 9, dtype=torch.bool)
-    same = output_change(entries.attention, entries.values, nothing, entries.row_valid, entries.looks)
+    same = change_of(entries, nothing)
     assert float(same.max()) < 1e-12
 
 

@@ -1,35 +1,22 @@
 """Scores of cache entries: the worked example, double loops in float64, padding and neighbours."""
 
-import math
-
 import pytest
 import torch
 
 from tests.importance.entries import alone, golden, near, random_entries, same_alone, worked
-from vlm_eff.core.errors import ConfigError, StateError
+from vlm_eff.core.errors import ConfigError
 from vlm_eff.importance.adaptive import mass_count
 from vlm_eff.importance.attention import important
-from vlm_eff.importance.column_sums import ColumnSums
-from vlm_eff.importance.entry_scores import last_row, mean_and_variance, pooled, received, unread
+from vlm_eff.importance.entry_scores import last_row, pooled, received, unread
 from vlm_eff.importance.select import top_k
 
 SEEDS = range(4)
 
 
-def sums(entries, normalise="none", chunk=100):
-    made = ColumnSums(entries.groups)
-    for first in range(0, entries.attention.shape[2], chunk):
-        made.add(*entries.only_rows(first, first + chunk).rows)
-    return made.scores(normalise)
-
-
 def test_worked_example_of_h2o() -> None:
     entries = worked()
     near(entries.attention[0, 0, 7], golden(".1092 .2311 .0313 .0662 .1402 .2968 .0402 .0850"))
-    want = golden("2.5849 1.8641 1.2579 .6869 .8211 .5645 .1356 .0850")
-    near(received(*entries.scored)[0, 0], want)
-    near(sums(entries)[0, 0], want)
-    near(sums(entries, "visible")[0, 0], golden(".3231 .2663 .2097 .1374 .2053 .1882 .0678 .0850"))
+    near(received(*entries.scored)[0, 0], golden("2.5849 1.8641 1.2579 .6869 .8211 .5645 .1356 .0850"))
 
 
 def test_worked_example_of_snapkv() -> None:
@@ -70,7 +57,7 @@ def test_double_loops_agree(seed: int) -> None:
     entries = random_entries(seed)
     batch, heads, rows, size = entries.attention.shape
     raw = torch.zeros(batch, 2, size, dtype=torch.float64)
-    few, last, seen_by, long = (torch.zeros_like(raw) for _ in range(4))
+    few, last = torch.zeros_like(raw), torch.zeros_like(raw)
     for b in range(batch):
         for h in range(heads):
             for q in range(rows):
@@ -80,21 +67,11 @@ def test_double_loops_agree(seed: int) -> None:
                         continue
                     a = float(entries.attention[b, h, q, j])
                     raw[b, h // 2, j] += a
-                    long[b, h // 2, j] += a * length
                     few[b, h // 2, j] += a < 1 / length - 1e-9
-                    seen_by[b, h // 2, j] += 0.5
                     last[b, :, j] += a / heads * (q == rows - 1)
     torch.testing.assert_close(received(*entries.scored), raw)
     torch.testing.assert_close(unread(*entries.scored), few)
     torch.testing.assert_close(last_row(*entries.scored), last)
-    torch.testing.assert_close(sums(entries), raw.float())
-    torch.testing.assert_close(sums(entries, "visible"), (raw / seen_by.clamp(min=1)).float())
-    torch.testing.assert_close(sums(entries, "length"), (long / seen_by.clamp(min=1)).float())
-    mean, variance = mean_and_variance(*entries.scored)
-    for b, h, j in [(0, 0, 0), (0, 1, 5), (1, 0, 3), (1, 1, 8)]:
-        taken = entries.attention[b, 2 * h : 2 * h + 2, entries.looks[b, :, j] & entries.row_valid[b], j]
-        assert float(mean[b, h, j]) == pytest.approx(float(taken.mean(1).mean()))
-        assert float(variance[b, h, j]) == pytest.approx(float(taken.var(1, correction=0).mean()))
 
 
 SCORES = {
@@ -103,9 +80,6 @@ SCORES = {
     "max": lambda e: pooled(received(*e.scored), 5, "max", e.present),
     "unread": lambda e: unread(*e.scored),
     "last_row": lambda e: last_row(*e.scored),
-    "variance": lambda e: mean_and_variance(*e.scored)[1],
-    "visible": lambda e: sums(e, "visible"),
-    "length": lambda e: sums(e, "length"),
 }
 
 
@@ -114,39 +88,6 @@ SCORES = {
 def test_a_row_gets_what_it_gets_alone(seed: int, name: str) -> None:
     same_alone(random_entries(seed), SCORES[name])
     same_alone(random_entries(seed, batch=3, dtype=torch.float32), SCORES[name])
-
-
-@pytest.mark.parametrize("normalise", ["none", "visible", "length"])
-def test_chunks_of_any_size_give_the_same_sums(normalise: str) -> None:
-    entries = random_entries(7, dtype=torch.float32)
-    whole = sums(entries, normalise)
-    for chunk in (1, 2, 4):
-        assert torch.equal(sums(entries, normalise, chunk), whole)
-
-
-def test_sums_grow_with_the_cache_and_follow_evictions() -> None:
-    entries = worked()
-    made = ColumnSums(1)
-    made.add(entries.attention[:, :, :5, :5], entries.row_valid[:, :5], entries.looks[:, :5, :5])
-    made.add(*entries.only_rows(5).rows)
-    torch.testing.assert_close(made.scores(), sums(entries))
-    made.take(torch.tensor([[[0, 3, 7]]]))
-    torch.testing.assert_close(made.scores("visible")[0, 0], sums(entries, "visible")[0, 0, [0, 3, 7]])
-    with pytest.raises(StateError):
-        ColumnSums(1).scores()
-
-
-def test_bias_to_early_entries_under_even_attention() -> None:
-    size = 12
-    looks = (torch.ones(size, size).tril() > 0)[None]
-    even = looks[:, None] / torch.arange(1, size + 1.0)[:, None]
-    made = ColumnSums(1)
-    made.add(even, torch.ones(1, size, dtype=torch.bool), looks)
-    harmonic = sum(1 / n for n in range(1, size + 1))
-    for normalise, want in [("none", size * harmonic), ("visible", harmonic), ("length", 1.0)]:
-        score = made.scores(normalise)[0, 0]  # type: ignore[arg-type]
-        assert float(score[0] / score[-1]) == pytest.approx(want, rel=1e-5)
-    assert not bool(unread(even, torch.ones(1, size, dtype=torch.bool), looks, 1).any())
 
 
 def test_an_even_share_is_not_below_itself_whatever_rounding_does() -> None:
@@ -196,5 +137,4 @@ def test_nothing_to_look_at_gives_zeros() -> None:
     nobody = torch.zeros_like(entries.row_valid)
     for made in (received, unread, last_row):
         assert not bool(made(entries.attention, nobody, entries.looks, 2).any())
-    assert math.isfinite(float(mean_and_variance(entries.attention, nobody, entries.looks, 2)[1].sum()))
     assert alone(entries, 1).present.shape == (1, 7)

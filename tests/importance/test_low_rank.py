@@ -6,7 +6,7 @@ from torch import Tensor
 
 from vlm_eff.core.errors import ConfigError, InputError
 from vlm_eff.importance import low_rank
-from vlm_eff.importance.low_rank import LowRank, factorise, query_metric, stored_numbers, worth_it
+from vlm_eff.importance.low_rank import LowRank, factorise, query_metric, stored_numbers
 
 ROWS, HEADS, SIZE, WIDTH = 2, 2, 30, 8
 
@@ -266,10 +266,6 @@ def test_memory() -> None:
     assert made.without_encoder().stored_numbers * ROWS * HEADS == held
     assert made.stored_numbers * ROWS * HEADS == held + made.encoder.numel()
     assert stored_numbers(1000, 128, 16, tail=32) == 16 * 1128 + 32 * 128
-    # r < n Dh / (n + Dh) = 113.48
-    assert worth_it(1000, 128, 113) and not worth_it(1000, 128, 114)
-    assert worth_it(1000, 128, 101, encoder=True) and not worth_it(1000, 128, 102, encoder=True)
-    assert not worth_it(128, 128, 64) and worth_it(128, 128, 63)
 
 
 def test_wrong_choices_are_refused() -> None:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from vlm_eff.core.errors import ConfigError
-from vlm_eff.importance.modality_table import key_factors, modality_table, scale_keys, scale_logits
+from vlm_eff.importance.modality_table import key_factors, modality_table, scale_logits
 
 ROWS, HEADS, GROUP, SIZE, WIDTH = 2, 2, 3, 9, 4
 ALPHA = torch.tensor([[1.0, 0.5, 2.0], [0.3, 1.1, 0.7], [0.0, -0.4, 1.0]], dtype=torch.float64)
@@ -23,6 +23,12 @@ def batch() -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
 
 def logits_of(queries: Tensor, keys: Tensor) -> Tensor:
     return queries @ keys.repeat_interleave(GROUP, 1).mT
+
+
+def scale_keys(keys: Tensor, line: Tensor, modality: Tensor) -> Tensor:
+    """Keys as queries of one modality see them."""
+    factors = key_factors(line, modality)
+    return keys * (factors[:, None] if modality.ndim == 2 else factors)[..., None]
 
 
 def attend(logits: Tensor, values: Tensor) -> Tensor:
@@ -73,9 +79,10 @@ def test_ones_change_no_bit(dtype: torch.dtype) -> None:
     ones = modality_table([[1.0] * 3] * 3)
     keys, logits = keys.to(dtype), logits_of(queries, keys).to(dtype)
     logits[..., 4] = -torch.inf
-    for made, was in ((scale_keys(keys, ones[0], holds), keys), (scale_logits(logits, ones, asks, holds), logits)):
-        assert made.dtype == dtype and torch.equal(made, was)
-    assert not torch.equal(scale_keys(keys, 2 * ones[0], holds), keys)
+    made = scale_logits(logits, ones, asks, holds)
+    assert made.dtype == dtype and torch.equal(made, logits)
+    assert torch.equal(key_factors(ones[0], holds), torch.ones(holds.shape))
+    assert not torch.equal(scale_logits(logits, 2 * ones, asks, holds), logits)
 
 
 def test_zero_is_uniform_and_no_mask_and_a_mask_stays_one() -> None:

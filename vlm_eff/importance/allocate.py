@@ -56,11 +56,6 @@ def _within(total: int, low: list[int], high: list[int]) -> None:
         )
 
 
-def uniform(like: Tensor) -> Tensor:
-    """Equal weights for all, as many as `like` [..., N] has; float64."""
-    return torch.ones_like(like, dtype=torch.float64)
-
-
 def hybrid(weights: Tensor, share: float = 0.2) -> Tensor:
     """A mixture of equal shares and of the shares by `weights` [..., N] -> [..., N] float64 that sums to 1.
 
@@ -106,14 +101,6 @@ def density(sparsity: Tensor) -> Tensor:
 def softmax(strength: Tensor, temperature: float = 1.0) -> Tensor:
     """Weights of layers from the strength of a sign such as entropy, by a softmax over them [..., L] (MEDA)."""
     return (strength.double() / temperature).softmax(-1)
-
-
-def preference(entropy: Tensor, variance: Tensor, tau_entropy: float = 1.0, tau_variance: float = 1.0) -> Tensor:
-    """Weights of layers that spread their attention and shift it, entropy^(1/tau1) * variance^(1/tau2) (CAKE).
-
-    entropy, variance: [..., L] of at least 0, see `layer_signs.py`; arXiv:2503.12491
-    """
-    return entropy.double().clamp(min=0) ** (1 / tau_entropy) * variance.double().clamp(min=0) ** (1 / tau_variance)
 
 
 def common_mass(scores: Tensor, total: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Which kept cache entry takes in each evicted one: by key or by position, within rules about who may."""
+"""Which kept cache entry takes in each evicted one: by key, within rules about who may."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from vlm_eff.kernels.bipartite_match import best_partner
 
 # equal keys in different columns of one product differ by this much at most: they have to count as equal
 _ROUNDING = 1e-6
-# one block of distances holds at most this many numbers (64 MiB of float32)
-_BLOCK = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -52,31 +50,6 @@ def assign_by_key(keys: Tensor, kept: Tensor, present: Tensor, modality: Tensor,
         slack=_ROUNDING,
     )
     return _assigned(best.float(), place, source, goal, kept & present)
-
-
-def assign_by_position(
-    position: Tensor, kept: Tensor, present: Tensor, modality: Tensor, protected: Tensor
-) -> Assignment:
-    """Give each evicted entry the kept entry nearest to it in the sequence (Elastic Cache, arXiv:2407.18121).
-
-    position: [B, S] or [B, Hkv, S] integers below 2**24; the others as in `assign_by_key`, and so are ties. At most 64
-    MiB of distances are alive at a time, and half as much again of masks, whatever S is; the least that a block can
-    hold is one line over all rows and heads. Keys are not looked at: `cosine` is 0 for every evicted entry.
-    """
-    source, goal = _sides(kept, present, protected)
-    where = per_head(position, kept).float()
-    wanted, offered = _kinds(modality, source, goal, kept)
-    line, other = where.gather(1, source.index), where.gather(1, goal.index)
-    near, place = torch.full_like(line, torch.inf), torch.zeros_like(source.index)
-    size = max(1, _BLOCK // max(1, other.numel()))
-    # with no target at all there is no minimum to take
-    for start in range(0, line.shape[1], size) if other.shape[1] else ():
-        part = slice(start, start + size)
-        far = (line[:, part, None] - other[:, None]).abs_()
-        far = far.masked_fill_(wanted[:, part, None] != offered[:, None], torch.inf)
-        near[:, part], place[:, part] = far.min(-1)
-    made = _assigned(-near, place, source, goal, kept & present)
-    return Assignment(made.target, (kept & present).float())
 
 
 def per_head(x: Tensor, like: Tensor) -> Tensor:

@@ -113,20 +113,3 @@ def modality_weights(beta: Tensor, row_modality: Tensor, key_modality: Tensor) -
     if key_modality.dim() == 3:
         return beta[key_modality[:, :, None, :], row_modality[:, None, :, None]]
     return beta[key_modality[:, None, :], row_modality[:, :, None]]
-
-
-def output_change(attention: Tensor, values: Tensor, removed: Tensor, row_valid: Tensor, looks: Tensor) -> Tensor:
-    """Length of the change of each head's output when a set of entries goes [B, H, R]: the meter of every eviction.
-
-    removed: [B, S] or [B, Hkv, S] entries that go
-    What is left is renormalised, as the softmax would; where a row has nothing left its output is taken as 0. The
-    change is 0 for rows that do not exist.
-    """
-    weights = seen(attention, row_valid, looks)
-    share = weights.shape[1] // values.shape[1]
-    held = real(values).to(weights.dtype).repeat_interleave(share, dim=1)
-    gone = removed[:, None] if removed.dim() == 2 else removed.repeat_interleave(share, dim=1)
-    left = weights.masked_fill(gone[:, :, None], 0.0)
-    rest = left.sum(3, keepdim=True)
-    after = (left / rest.clamp(min=torch.finfo(rest.dtype).tiny)) @ held
-    return (after - weights @ held).square().sum(-1).sqrt()

@@ -101,18 +101,3 @@ def last_row(attention: Tensor, row_valid: Tensor, looks: Tensor, groups: int) -
     last = row_valid & (place == (place * row_valid).amax(1, keepdim=True))
     score = seen(attention, last, looks).sum(2).mean(1, keepdim=True)
     return score.expand(-1, groups, -1)
-
-
-def mean_and_variance(attention: Tensor, row_valid: Tensor, looks: Tensor, groups: int) -> tuple[Tensor, Tensor]:
-    """Mean and variance over rows of what each entry gets, mean over its query heads, both [B, Hkv, S].
-
-    Over the rows that may look at the entry; the variance is that of the population, so that one row has 0. CAKE
-    (arXiv:2503.12491) keeps by mean + 200 * variance over the last 32 rows, pooled by a mean over 5.
-    """
-    there = visible(row_valid, looks, attention.shape[1])
-    count = there.sum(2).clamp(min=1)
-    weights = seen(attention, row_valid, looks)
-    mean = weights.sum(2) / count
-    spread = (weights - mean[:, :, None]).masked_fill(~there, 0.0).square().sum(2) / count
-    share = attention.shape[1] // groups
-    return by_group(mean, groups) / share, by_group(spread, groups) / share

@@ -1,4 +1,4 @@
-"""What the attention of a whole layer says about how many entries it needs: sparsity, entropy, shift.
+"""What the attention of a whole layer says about how many entries it needs: sparsity and entropy.
 
 Attention [B, H, R, S], row_valid [B, R], looks [B, R, S] as in `entry_scores.py`; every sign is one number a sample.
 """
@@ -48,18 +48,3 @@ def cross_entropy(
         total = terms.masked_fill(~block, 0.0).sum((2, 3)).mean(1)
         made = made + total / rows.sum(1).clamp(min=1)
     return made.float()
-
-
-def spread_and_shift(attention: Tensor, row_valid: Tensor, looks: Tensor) -> tuple[Tensor, Tensor]:
-    """Entropy over entries and variance over rows of a layer's attention, both [B] float32 (CAKE, arXiv:2503.12491).
-
-    The entropy is a mean over rows and heads (nats), the variance a sum over entries and a mean over heads, where the
-    official code sums both: the shares that `allocate.preference` gives to layers are the same.
-    """
-    there = visible(row_valid, looks, attention.shape[1])
-    weights = seen(attention, row_valid, looks)
-    entropy = torch.special.entr(weights).sum((2, 3)) / row_valid.sum(1).clamp(min=1)[:, None]
-    count = there.sum(2).clamp(min=1)
-    mean = weights.sum(2) / count
-    variance = ((weights - mean[:, :, None]).masked_fill(~there, 0.0).square().sum(2) / count).sum(2)
-    return entropy.mean(1).float(), variance.mean(1).float()

@@ -144,11 +144,6 @@ def stored_numbers(entries: int, width: int, rank: int, tail: int = 0, *, encode
     return rank * (entries + width * (2 if encoder else 1)) + tail * width
 
 
-def worth_it(entries: int, width: int, rank: int, *, encoder: bool = False) -> bool:
-    """Whether `rank` directions take less memory than the entries themselves: r < n Dh / (n + Dh) without encoder."""
-    return stored_numbers(entries, width, rank, encoder=encoder) < entries * width
-
-
 def _moments(x: Tensor, weights: Tensor | None, valid: Tensor | None) -> Tensor:
     """Sum of w x x^T [B, Hkv, Dh, Dh] in float64, a block of entries at a time."""
     made = torch.zeros(*x.shape[:2], x.shape[3], x.shape[3], dtype=torch.float64, device=x.device)

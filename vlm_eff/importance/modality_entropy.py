@@ -4,62 +4,16 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot, pad
 
-from vlm_eff.core.errors import ConfigError, StateError, explain
 from vlm_eff.importance.adaptive import shares
 from vlm_eff.importance.entry_order import within_modality
-from vlm_eff.importance.entry_scores import by_group, seen
-
-
-class ModalitySums:
-    """What each entry got from the rows of each modality so far, chunk by chunk; order and size do not matter.
-
-    Sums are float64. Memory: M * Hkv numbers an entry.
-    """
-
-    def __init__(self, groups: int, modalities: int) -> None:
-        """groups: key heads Hkv; modalities: M kinds of rows, numbered from 0."""
-        if modalities < 1:
-            raise ConfigError(explain(f"modalities={modalities}", "at least 1", "Give the number of kinds of tokens"))
-        self.groups, self.modalities = groups, modalities
-        self._sums: Tensor | None = None
-        self._rows: Tensor | None = None
-
-    def add(self, attention: Tensor, row_valid: Tensor, looks: Tensor, row_modality: Tensor) -> None:
-        """Count rows in: as `ColumnSums.add`, with the modality of each row [B, R]."""
-        kinds = one_hot(row_modality.clamp(0, self.modalities - 1), self.modalities).double()
-        kinds = kinds * ((row_modality < self.modalities) & row_valid)[..., None]
-        made = by_group(torch.einsum("bhrs,brm->bhsm", seen(attention, row_valid, looks).double(), kinds), self.groups)
-        rows = kinds.sum(1)
-        if self._sums is not None and self._rows is not None:
-            made, rows = made + pad(self._sums, (0, 0, 0, made.shape[2] - self._sums.shape[2])), rows + self._rows
-        self._sums, self._rows = made, rows
-
-    def means(self) -> Tensor:
-        """Mean over the rows of each modality, summed over the query heads of a group [B, Hkv, S, M] float64.
-
-        A mean, so that the sizes of the modalities cancel; 0 for a modality without rows.
-        """
-        sums, rows = self._state()
-        made: Tensor = sums / rows.clamp(min=1)[:, None, None]
-        return made
-
-    def mass(self) -> Tensor:
-        """Sum over all rows [B, Hkv, S] float64."""
-        sums, _ = self._state()
-        return sums.sum(-1)
-
-    def _state(self) -> tuple[Tensor, Tensor]:
-        if self._sums is None or self._rows is None:
-            raise StateError(explain("scores of no rows", "at least one chunk of attention", "Call add first"))
-        return self._sums, self._rows
 
 
 def entropy(means: Tensor) -> Tensor:
     """Entropy of each entry's shares among the modalities of queries [B, Hkv, S] float32, nats, from 0 to ln M.
 
-    means: [B, Hkv, S, M] as `ModalitySums.means` gives them
+    means: [B, Hkv, S, M] what an entry gets from the rows of each modality on average, summed over the query heads of
+        its group: a mean, so that the sizes of the modalities cancel; 0 for a modality without rows
     0 for an entry of a single modality's interest and for one that nobody looks at; ln M where all use it equally.
     """
     share = means.double() / means.double().sum(-1, keepdim=True).clamp(min=1e-300)

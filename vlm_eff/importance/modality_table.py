@@ -45,17 +45,6 @@ def key_factors(alpha_row: Tensor, modality: Tensor) -> Tensor:
     return torch.where(modality < 0, 1.0, line.gather(-1, modality.long().clamp(min=0)))
 
 
-def scale_keys(keys: Tensor, alpha_row: Tensor, modality: Tensor) -> Tensor:
-    """Keys [B, Hkv, S, Dh] as queries of one modality see them; bit for bit the same for factors of 1.
-
-    alpha_row, modality: as in `key_factors`. For a decode step alpha_row is the line of its token; a prompt takes one
-    call for each modality among its queries, and no L x L table.
-    """
-    factors = key_factors(alpha_row, modality)
-    factors = factors[:, None] if modality.ndim == 2 else factors
-    return (keys * factors[..., None]).to(keys.dtype)
-
-
 def scale_logits(logits: Tensor, alpha: Tensor, query_modality: Tensor, key_modality: Tensor) -> Tensor:
     """Logits [B, H, R, S] of a few query rows times the table [M, M]; the same attention as with scaled keys.
 

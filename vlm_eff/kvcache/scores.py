@@ -12,10 +12,11 @@ from vlm_eff.core.cache import CacheRows, CacheSums
 from vlm_eff.core.config import part
 from vlm_eff.core.errors import ConfigError, explain
 from vlm_eff.core.plugin import Observation
-from vlm_eff.importance.column_sums import Normalise
 from vlm_eff.importance.entry_scores import last_row, pooled, unread
 from vlm_eff.importance.keep import check_choice, check_whole
 from vlm_eff.models.kv.view import Entries
+
+Normalise = Literal["none", "visible", "length"]
 
 
 class EntryScore(Protocol):
@@ -112,8 +113,11 @@ class WindowMass:
 class Accumulated:
     """Attention that all queries paid so far, added up as they passed (H2O).
 
-    normalise: "none", "visible" divides by the queries that could look, "length" also weighs each query by what it
-    could look at; steps: queries of decode steps count too
+    normalise: early entries are looked at by more queries. "none" is H2O as published (arXiv:2306.14048): under even
+        attention over T entries the first gets T * H_T times what the last gets (H_T the harmonic number). "visible"
+        divides by the queries that could look (ZipCache, arXiv:2405.14256): H_T is left. "length" also weighs each
+        query by the number of entries that it shares itself out over: no bias is left
+    steps: queries of decode steps count too
     """
 
     normalise: Normalise = "none"

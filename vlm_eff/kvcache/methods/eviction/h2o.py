@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from vlm_eff.core.plugin import Plugin
 from vlm_eff.core.registry import method
-from vlm_eff.importance.column_sums import Normalise
 from vlm_eff.kvcache.policy import CachePolicy, budget_of
 from vlm_eff.kvcache.protect import Protect
-from vlm_eff.kvcache.scores import Accumulated
+from vlm_eff.kvcache.scores import Accumulated, Normalise
 
 
 @method(room="kvcache", acts="between forward passes", paper="arXiv:2306.14048")
