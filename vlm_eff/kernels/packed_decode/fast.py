@@ -33,7 +33,10 @@ def packed_decode(
 def compiled(
     query: Tensor, segments: Sequence[Pair], *, scaling: float, softcap: float | None = None, return_lse: bool = False
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """The same through `torch.compile`, which unpacks inside the products: the first call of a form takes seconds."""
+    """The same through `torch.compile`, which unpacks inside the products.
+
+    The first call of a form compiles it: over a minute on two shared cores.
+    """
     output, total = _compiled()(query, segments, scaling, softcap, None)
     return (output, total) if return_lse else output
 

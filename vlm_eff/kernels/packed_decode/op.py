@@ -44,7 +44,8 @@ def packed_decode(
     or into logits and weights (by token) where one group covers a tile or a whole line, and met number by number in
     smaller groups, which takes two to three times the instructions. The cache is cut into spans, so that one row of a
     long sequence fills a GPU, and a second kernel joins them. `torch` unpacks the codes of a few heads at a time;
-    `compiled` is the same through `torch.compile`, on request, seconds for the first call of each form.
+    `compiled` is the same through `torch.compile`, on request: the first call of each form compiles it, which took over
+    a minute on two shared cores.
 
     CUDA graphs: launches depend on shapes alone and nothing is asked of the device. A tail that grows changes its
     shape: give it with room for what is to come, and hide what is not there with a bias of -inf.
