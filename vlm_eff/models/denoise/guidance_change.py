@@ -54,7 +54,11 @@ class GuidanceChange:
     def _seen(self, step: int, one: Tensor, other: Tensor) -> None:
         if self._now is not None and self._now[0] != step:
             self._before = self._now[1]
-        self._now = (step, (one - other).float().abs())
+        change = (one - other).float().abs()
+        if self._before is not None and self._before.shape == change.shape:
+            # a step whose guidance another plugin has left out says nothing
+            change = torch.where(change.any(), change, self._before)
+        self._now = (step, change)
 
     def of(self, step: int, grid: Grid, rows: int) -> Tensor | None:
         """Change [R, N] of each token at the newest step before `step`; None while it is not known.
