@@ -15,20 +15,20 @@ from tests.tiny.pipelines import TinyPipeline, make_pipeline
 
 
 class ToyUNet(diffusers.UNet2DConditionModel):
-    """sample / 10 + mean of the prompt * (1 + slope * step): its two halves differ by a line over the steps."""
+    """sample * gain + mean of the prompt * (1 + slope * time): its two halves differ by a line over the steps."""
 
-    slope = 0.0
+    slope, gain = 0.0, 0.1
 
     def forward(self, sample: Tensor, timestep: Any, encoder_hidden_states: Tensor, **kwargs: Any) -> Any:
         mean = encoder_hidden_states.mean((1, 2)).view(-1, 1, 1, 1)
-        return (0.1 * sample + mean * (1 + self.slope * float(timestep)),)
+        return (self.gain * sample + mean * (1 + self.slope * float(timestep)),)
 
 
-def toy_pipeline(slope: float = 0.0) -> TinyPipeline:
+def toy_pipeline(slope: float = 0.0, gain: float = 0.1) -> TinyPipeline:
     """A StableDiffusionPipeline around `ToyUNet`."""
     made = make_pipeline("sd")
     made.pipe.unet.__class__ = ToyUNet
-    made.pipe.unet.slope = slope
+    made.pipe.unet.slope, made.pipe.unet.gain = slope, gain
     return made
 
 

@@ -162,11 +162,13 @@ def conditional_is_first(given: Tensor, first: Tensor, second: Tensor) -> bool |
     d = first.flatten().float().to(given.device) - b
     bb, bd, dd, gb, gd, gg = torch.stack([b @ b, b @ d, d @ d, g @ b, g @ d, g @ g]).double().tolist()
     whole = bb * dd - bd * bd
-    if not all(map(math.isfinite, (bb, dd, gg))) or whole <= 1e-9 * bb * dd or gg == 0:
+    # outputs that lie on one line do not tell how far along it guidance went from how it was scaled
+    if not all(map(math.isfinite, (bb, dd, gg))) or whole <= 1e-3 * bb * dd:
         return None
     scale, along = (gb * dd - gd * bd) / whole, (gd * bb - gb * bd) / whole
     left = gg - scale * gb - along * gd
-    if left > 0.01 * gg or scale == 0:
+    # what is left must be small beside what the difference explains, or it explains nothing
+    if scale == 0 or left > 0.05 * along * along * whole / bb:
         return None
     ratio = along / scale
     # at a scale of 1 one of the outputs is all that is left, and either may be it
