@@ -14,7 +14,7 @@ from tests.tiny.pipelines import SEQUENTIAL, make_pipeline, tiny_pipeline
 from vlm_eff import attach
 from vlm_eff.core.denoise import GuidanceSite, NoGuidance
 from vlm_eff.core.errors import CapabilityError, StateError
-from vlm_eff.diffusion import adaptive_guidance, cfg_cache, deepcache, first_block, forecast, guidance_interval
+from vlm_eff.diffusion import adaptive_guidance, cfg_cache, deepcache, first_block, forecast, guidance_interval, tome_sd
 from vlm_eff.diffusion.guidance import DropAfter, Guide
 from vlm_eff.models.denoise import guidance as driver
 from vlm_eff.models.denoise import halves
@@ -221,7 +221,7 @@ def test_forecasts_go_around_it(family: str) -> None:
     want = tiny(10)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        with attach(tiny.pipe, forecast(interval=2), cfg_cache(interval=4, start=0.2)) as handle:
+        with attach(tiny.pipe, forecast(interval=2), cfg_cache(interval=2, start=0.2)) as handle:
             got = tiny(10)
     run = handle.stats().runs[-1]
     # computed at 0, 2, 4, 6 and 8; both halves at 0, 2 and 6
@@ -270,6 +270,17 @@ def test_inside_of_forecasts_the_halves_would_mix(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(Guide, "sites", property(lambda self: (GuidanceSite(inside=True),)))
     with pytest.raises(AssertionError):
         test_forecasts_never_mix_the_halves(GUIDES[0])
+
+
+def test_merged_tokens_go_with_it() -> None:
+    tiny = tiny_pipeline("sd")
+    want = tiny(6)
+    merge = tome_sd(ratio=0.5, min_tokens=0, importance="guidance")
+    with attach(tiny.pipe, cfg_cache(interval=3, start=0.0), merge) as handle:
+        got = tiny(6)
+    run = handle.stats().runs[-1]
+    assert run.notes["guidance_half"] == 4 and run.evaluations < 4
+    assert 0 < distance(got, want) < 0.5
 
 
 def test_two_denoisers_have_differences_of_their_own() -> None:

@@ -19,7 +19,10 @@ from vlm_eff.models.denoise.view import UnitView
 @part
 @dataclass(frozen=True)
 class EveryFrom:
-    """Computes all steps up to the fraction `start` of a run, then those `interval` after the last computed one."""
+    """Computes all steps up to the fraction `start` of a run, and then every `interval`-th time that it is asked.
+
+    Where caches around it leave steps out, it is not asked in these.
+    """
 
     interval: int
     start: float = 0.0
@@ -32,7 +35,11 @@ class EveryFrom:
         step = view.step
         if not view.history or step.index <= int(self.start * step.count + 0.5):
             return False
-        return step.index - view.history[-1].steps[0].index < self.interval
+        last = view.history[-1].steps[0].index
+        known, asked = view.notes.get("since", (last, 0))
+        asked = asked + 1 if known == last else 1
+        view.notes["since"] = (last, asked)
+        return asked < self.interval
 
 
 @part

@@ -30,7 +30,7 @@ def cfg_cache(
     the batch changes or a branch was left out, so that the two halves are never mixed.
 
     Args:
-        interval: both halves every `interval`-th step; 1 computes all
+        interval: both halves at every `interval`-th step, of those that a forecast around it computes; 1 computes all
         start:    fraction of the run up to which both are computed at every step
         order:    degree of the polynomial that continues the difference: 0 reuses it, 1 is linear
         split:    "fft" splits the difference into low and high frequencies and weights them as the paper does
