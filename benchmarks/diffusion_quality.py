@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import typer
 from diffusion.arms import ARMS, STEPS, Arm
+from diffusion.calibrated import scheduled
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -62,6 +63,7 @@ def judge(made: Tensor, full: Tensor, real: Tensor, labels: list[int], judging: 
 def measure(arm: Arm, pipe: Any, labels: list[int], seed: int) -> tuple[Tensor, int]:
     """Draw with an arm on."""
     with arm.opened(pipe):
+        # what is calibrated, is so before anything is counted
         return draw(pipe, labels, arm.steps, seed)
 
 
@@ -78,7 +80,9 @@ def main(
     real, other = shape_batch(seed, count, "test")[0], shape_batch(seed + 1, count, "test")[0]
     full, whole = draw(painter.pipe, labels, STEPS, seed)
     rows: list[dict[str, Any]] = []
-    for arm in ARMS[model]:
+    names = ("deepcache", "forecast") if model == "small-unet" else ("forecast",)
+    arms = [*ARMS[model], *(arm for name in names for budget in (10, 7, 5) for arm in scheduled(name, budget))]
+    for arm in arms:
         if only and only not in arm.label:
             continue
         row: dict[str, Any] = {"label": arm.label, "kind": arm.kind, "steps": arm.steps}
