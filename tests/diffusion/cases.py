@@ -10,14 +10,18 @@ from vlm_eff.diffusion import (
     adaptive_guidance,
     cfg_cache,
     deepcache,
+    easycache,
     first_block,
     fora,
     forecast,
     guidance_interval,
+    magcache,
     sampler,
     taylorseer,
+    teacache,
     tome_sd,
 )
+from vlm_eff.diffusion.calibration import ChangeCurve, MagnitudeTable, Provenance
 
 
 @dataclass(frozen=True)
@@ -35,8 +39,13 @@ class Case:
 
 TRANSFORMERS = tuple(family for family in PIPELINES if family not in UNETS)
 
+# fit any model: a residual changes as the modulated input does, and its size hardly
+CURVE = ChangeCurve((0.0, 10.0), (0.0, 10.0), Provenance())
+TABLE = MagnitudeTable(((1.0, 1.01, 1.02, 0.99, 0.98, 1.01),), Provenance())
+
 CASES: dict[str, Case] = {
     "deepcache": Case(deepcache(interval=1), deepcache(interval=2), UNETS),
+    "easycache": Case(easycache(threshold=0.0, warm_up=1), easycache(threshold=0.9, warm_up=2)),
     "first_block": Case(first_block(threshold=0.0), first_block(threshold=0.9), TRANSFORMERS),
     "adaptive_guidance": Case(adaptive_guidance(bound=1.0), adaptive_guidance(bound=-1.0)),
     "cfg_cache": Case(cfg_cache(interval=1), cfg_cache(interval=2, start=0.0)),
@@ -47,6 +56,8 @@ CASES: dict[str, Case] = {
     "sampler": Case(sampler("present"), sampler("pndm"), ("sd", "sdxl", "dit", "pixart")),
     "tome_sd": Case(tome_sd(ratio=0.0, min_tokens=0), tome_sd(min_tokens=0)),
     "taylorseer": Case(taylorseer(interval=1), taylorseer(interval=2, warm_up=2)),
+    "magcache": Case(magcache(TABLE, threshold=0.0), magcache(TABLE, threshold=0.2), TRANSFORMERS),
+    "teacache": Case(teacache(CURVE, threshold=0.0), teacache(CURVE, threshold=0.9), TRANSFORMERS),
 }
 PAIRS = [(family, name) for name, case in CASES.items() for family in case.families]
 REFUSED = [(family, name) for name, case in CASES.items() for family in PIPELINES if family not in case.families]

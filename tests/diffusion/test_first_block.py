@@ -14,7 +14,8 @@ from tests.tiny.pipelines import make_pipeline, tiny_pipeline
 from tests.tiny.transformers import OTHERS, other_pipeline
 from vlm_eff import attach
 from vlm_eff.core.errors import CapabilityError, ConfigError
-from vlm_eff.diffusion import first_block, signals
+from vlm_eff.diffusion import first_block
+from vlm_eff.models.denoise.view import UnitView
 
 STEPS = 8
 
@@ -50,7 +51,7 @@ def test_thresholds_tell_steps_apart() -> None:
 
 def test_a_change_against_the_step_before_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     # the fault: comparing with the last step, computed or not
-    monkeypatch.setattr(signals, "computed_rows", lambda view, asker: [True] * view.rows)
+    monkeypatch.setattr(UnitView, "renewed", lambda view, asker: [True] * view.rows)
     tiny, different = tiny_pipeline("flux"), []
     for threshold in (0.3, 0.4, 0.6):
         want, _ = _theirs("flux", threshold)

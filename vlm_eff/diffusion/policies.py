@@ -104,20 +104,6 @@ class AtSteps:
         return index not in {round(step * (count - 1) / max(self.count - 1, 1)) for step in self.steps}
 
 
-@part
-@dataclass(frozen=True)
-class WhileBelow:
-    """Predicts rows as long as their change is below `threshold`; what is not a number is computed."""
-
-    threshold: float
-
-    def __post_init__(self) -> None:
-        check_threshold("threshold", self.threshold)
-
-    def __call__(self, view: UnitView, change: Tensor | None, forced: bool) -> bool | Tensor:
-        return False if change is None else change < self.threshold
-
-
 def even_steps(count: int, evaluations: int) -> set[int]:
     """Steps of an even grid, with step 0; all of them where there are no more than `evaluations`."""
     return {number * count // min(evaluations, count) for number in range(min(evaluations, count))}

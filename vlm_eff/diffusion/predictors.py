@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vlm_eff.core.config import part
+from vlm_eff.core.errors import CapabilityError, explain
 from vlm_eff.diffusion.policies import check_count
 from vlm_eff.importance.keep import check_choice
 from vlm_eff.models.denoise.view import UnitView
@@ -27,6 +28,26 @@ class Reuse:
 
     def __call__(self, view: UnitView) -> tuple[Tensor, ...]:
         return tuple(value.clone() for value in view.history[-1].value)
+
+
+@part
+@dataclass(frozen=True)
+class AddOffset:
+    """What the unit is called with, and by how much its last output differed from what it was called with then.
+
+    Of a `DenoiserSite` whose output has the shape of its latents.
+    """
+
+    depth = 1
+    sees_inputs = True
+
+    def __call__(self, view: UnitView) -> tuple[Tensor, ...]:
+        last = view.history[-1]
+        assert last.inputs is not None
+        if last.inputs.shape != last.value[0].shape:
+            shapes = f"outputs {tuple(last.value[0].shape)} of latents {tuple(last.inputs.shape)}"
+            raise CapabilityError(explain(shapes, "outputs of one shape with the latents", "Use faithful=False"))
+        return (view.inputs + (last.value[0] - last.inputs),)
 
 
 @part

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from vlm_eff.core.config import part
+from vlm_eff.core.denoise import DenoiseContext
 from vlm_eff.core.errors import StateError, explain
+from vlm_eff.diffusion.calibration import ChangeCurve
 from vlm_eff.models.denoise.view import UnitView
 
 
@@ -42,6 +44,56 @@ class ModulatedChange:
         return None if before is None else relative_change(now, before)
 
 
+@part
+@dataclass(frozen=True)
+class CalibratedChange:
+    """What a signal says, as the change of the unit's output that a calibration has found to go with it [R].
+
+    More than was ever seen there counts as infinitely much, which computes.
+    """
+
+    signal: ModulatedChange
+    curve: ChangeCurve
+
+    @property
+    def depth(self) -> int:
+        return self.signal.depth
+
+    @property
+    def sees_inputs(self) -> bool:
+        return self.signal.sees_inputs
+
+    def bound(self, method: str, context: DenoiseContext) -> None:
+        """Refuse another model or scheduler than the calibration's."""
+        self.curve.made.check(context)
+
+    def __call__(self, view: UnitView) -> Tensor | None:
+        change = self.signal(view)
+        return None if change is None else self.curve(change)
+
+
+@part
+@dataclass(frozen=True)
+class LatentChange:
+    """What the output is expected to change by, from how the latents do: relative L1 of each row [R].
+
+    Of a `DenoiserSite`. The last two computed steps tell how strongly the output goes with the latents.
+    """
+
+    depth = 2
+    sees_inputs = True
+
+    def __call__(self, view: UnitView) -> Tensor | None:
+        before, now = view.notes.get("latents"), view.inputs
+        view.notes["latents"] = now.clone()
+        if before is None or len(view.history) < 2:
+            return None
+        older, newer = view.history[-2:]
+        assert older.inputs is not None and newer.inputs is not None
+        slope = magnitude(newer.value[0] - older.value[0]) / magnitude(newer.inputs - older.inputs)
+        return slope * magnitude(now - before) / magnitude(newer.value[0])
+
+
 def look(view: UnitView, name: str) -> Tensor:
     """What the driver of the site shows under a name."""
     if view.probe is None:
@@ -51,14 +103,18 @@ def look(view: UnitView, name: str) -> Tensor:
 
 def relative_change(now: Tensor, before: Tensor) -> Tensor:
     """mean |now - before| / mean |before| of each row [R], float32."""
-    axes = tuple(range(1, now.dim()))
-    return (now - before).abs().mean(axes, dtype=torch.float32) / before.abs().mean(axes, dtype=torch.float32)
+    return magnitude(now - before) / magnitude(before)
+
+
+def magnitude(value: Tensor) -> Tensor:
+    """Mean absolute value of each row [R], float32."""
+    return value.abs().mean(tuple(range(1, value.dim())), dtype=torch.float32)
 
 
 def since_computed(view: UnitView, name: str, now: Tensor) -> Tensor | None:
     """Change of a look since the last step at which each row was computed [R]; None before there was any."""
     seen, base = view.notes.get(f"{name}.seen"), view.notes.get(f"{name}.base")
-    fresh = computed_rows(view, name)
+    fresh = view.renewed(name)
     if seen is not None and any(fresh):
         if base is None or all(fresh):
             base = seen
@@ -67,12 +123,3 @@ def since_computed(view: UnitView, name: str, now: Tensor) -> Tensor | None:
             base = seen.where(rows, base)
     view.notes[f"{name}.seen"], view.notes[f"{name}.base"] = now, base
     return None if base is None else relative_change(now, base)
-
-
-def computed_rows(view: UnitView, asker: str) -> list[bool]:
-    """Which rows were computed at the step at which `asker` asked this the last time; it asks once a step."""
-    last = view.notes.get(f"{asker}.step")
-    view.notes[f"{asker}.step"] = view.step.index
-    if not view.history:
-        return [False] * view.rows
-    return [step.index == last for step in view.history[-1].steps]

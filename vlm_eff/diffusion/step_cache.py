@@ -106,8 +106,9 @@ class StepCache(DenoisePlugin):
         return self.predictor.sees_inputs or bool(self.signal and self.signal.sees_inputs)
 
     def bind(self, context: BindContext) -> StepCache:
-        if isinstance(self.policy, Bound) and isinstance(context, DenoiseContext):
-            self.policy.bound(self.method, context)
+        for piece in (self.signal, self.policy, self.predictor):
+            if isinstance(piece, Bound) and isinstance(context, DenoiseContext):
+                piece.bound(self.method, context)
         return self
 
     def at(self, site: DenoiseSite, view: UnitView) -> Predict | None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from vlm_eff.core.denoise import StackSite
 from vlm_eff.core.registry import method
-from vlm_eff.diffusion.policies import WhileBelow
 from vlm_eff.diffusion.predictors import Polynomial
 from vlm_eff.diffusion.signals import FirstBlockChange
 from vlm_eff.diffusion.step_cache import StepCache
+from vlm_eff.diffusion.thresholds import WhileBelow
 
 
 @method(room="diffusion", acts="the blocks of a transformer", paper="arXiv:2411.19108")

@@ -7,7 +7,9 @@ from vlm_eff.core.registry import method
 from vlm_eff.diffusion.policies import EvenSteps, Every
 from vlm_eff.diffusion.predictors import Axis, Polynomial
 from vlm_eff.diffusion.schedules import listed_or_saved
+from vlm_eff.diffusion.signals import LatentChange
 from vlm_eff.diffusion.step_cache import Policy, StepCache
+from vlm_eff.diffusion.thresholds import BothPredict, WhileSumBelow
 
 
 @method(room="diffusion", acts="the denoiser's output", paper="arXiv:2503.06923")
@@ -19,6 +21,7 @@ def forecast(
     warm_up: int = 1,
     schedule: str | tuple[int, ...] | None = None,
     guard: float | None = None,
+    veto: float | None = None,
 ) -> StepCache:
     """Computes the denoiser at every few steps and continues its output by a polynomial in between.
 
@@ -35,6 +38,8 @@ def forecast(
                      (overrides both)
         guard:       for schedules of a file: compute all the same where the latents move this many times more or less
                      than in calibration, such as 1.5
+        veto:        compute although the schedule would not, where the change that easycache expects from the latents
+                     adds up to this; None asks nothing of the latents, and the host never waits
 
     Paper arXiv:2503.06923, section 3, which forecasts the features of every block. Here it is the output, and the
     polynomial goes through what was computed, also where steps are uneven.
@@ -49,4 +54,7 @@ def forecast(
     policy: Policy = Every(interval) if evaluations is None else EvenSteps(evaluations)
     if schedule is not None or guard is not None:
         policy = listed_or_saved(() if schedule is None else schedule, guard)
-    return StepCache("forecast", DenoiserSite(), policy, Polynomial(order, axis), warm_up=warm_up)
+    signal = None if veto is None else LatentChange()
+    if veto is not None:
+        policy = BothPredict(policy, WhileSumBelow(veto))
+    return StepCache("forecast", DenoiserSite(), policy, Polynomial(order, axis), signal, warm_up=warm_up)

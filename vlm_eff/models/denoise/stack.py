@@ -49,8 +49,9 @@ class _Passage:
 class StackDriver:
     """Asks a plugin in front of a run of blocks, once the blocks before it are computed.
 
-    The unit's value is the residual of every stream, out - in. Where blocks of another kind follow (Flux2: two streams,
-    then one of both), each group has residuals of its own: it need not be known how the model joins the streams.
+    The unit's value is the residual of every stream, out - in, that of the image last. Where blocks of another kind
+    follow (Flux2: two streams, then one of both), each group has residuals of its own: it need not be known how the
+    model joins the streams.
     What the model adds between blocks (control residuals) is part of them: where the run is skipped, that of the last
     computed step is used.
 
@@ -196,10 +197,11 @@ class _Run:
         """Behind the last block of a group: its residuals, and its streams with what was predicted."""
         entry, asked = passage.entry, passage.asked
         if passage.computes:
-            for name, value in values.items():
-                _check(block, entry, name, value)
-                passage.made.append(value - entry[name])
-            asked.state.notes[self._kept(block)] = tuple(values)
+            names = sorted(values, key=lambda name: name == block.main)
+            for name in names:
+                _check(block, entry, name, values[name])
+                passage.made.append(values[name] - entry[name])
+            asked.state.notes[self._kept(block)] = tuple(names)
             return values
         made = {}
         for name in asked.state.notes[self._kept(block)]:

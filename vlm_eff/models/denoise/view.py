@@ -96,6 +96,12 @@ class UnitView:
         """Add one to a note of the run's report."""
         self.call.figures[name] = self.call.figures.get(name, 0.0) + 1
 
+    def renewed(self, asker: str) -> list[bool]:
+        """Which rows were computed at the step at which `asker` asked this before; to be asked once a step."""
+        last = self.notes.get(f"{asker}.step")
+        self.notes[f"{asker}.step"] = self.step.index
+        return [step.index == last for step in self.history[-1].steps] if self.history else [False] * self.rows
+
 
 @dataclass
 class Asked:
