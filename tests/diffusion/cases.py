@@ -11,14 +11,17 @@ from vlm_eff.diffusion import (
     cfg_cache,
     deepcache,
     easycache,
+    fastercache,
     first_block,
     fora,
     forecast,
     guidance_interval,
     magcache,
+    pab,
     sampler,
     taylorseer,
     teacache,
+    tgate,
     tome_sd,
 )
 from vlm_eff.diffusion.calibration import ChangeCurve, MagnitudeTable, Provenance
@@ -50,6 +53,11 @@ CASES: dict[str, Case] = {
     "adaptive_guidance": Case(adaptive_guidance(bound=1.0), adaptive_guidance(bound=-1.0)),
     "cfg_cache": Case(cfg_cache(interval=1), cfg_cache(interval=2, start=0.0)),
     "guidance_interval": Case(guidance_interval(0.0, 1.0), guidance_interval(0.2, 0.8)),
+    "fastercache": Case(
+        fastercache(interval=1, guidance_interval=1), fastercache(start=0.1, guidance_start=0.5, split="none")
+    ),
+    "pab": Case(pab(spatial=1, temporal=1, cross=1), pab()),
+    "tgate": Case(tgate(gate=1.0, interval=1), tgate(interval=2), ("sd", "sdxl", "pixart", "wan")),
     "fora": Case(fora(interval=1), fora(interval=2)),
     "forecast": Case(forecast(interval=1), forecast(interval=2)),
     # families of flow matching have solvers of their own: test_samplers.py
