@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -17,11 +17,13 @@ from tests.diffusion import unet_reference
 from tests.diffusion.checks import relative
 from tests.tiny.pipelines import TinyPipeline, make_pipeline, tiny_pipeline, with_scheduler
 from vlm_eff import attach
-from vlm_eff.core.errors import ConfigError
+from vlm_eff.core.config import part
+from vlm_eff.core.errors import CapabilityError, ConfigError
 from vlm_eff.diffusion import deepcache
 from vlm_eff.diffusion.policies import quadratic_steps
 from vlm_eff.models.denoise import deep as driver
 from vlm_eff.models.denoise import unet as described
+from vlm_eff.models.denoise.view import UnitView
 
 
 @dataclass
@@ -203,6 +205,75 @@ def test_a_batch_is_its_rows() -> None:
         both = tiny(5, num_images_per_prompt=2, latents=noise)
         for row in range(2):
             assert relative(both[row : row + 1], tiny(5, latents=noise[row : row + 1])) < 1e-5
+
+
+@part
+@dataclass(frozen=True)
+class FirstRowOnly:
+    """Skips every other step of the first image of two alone."""
+
+    def __call__(self, view: UnitView, change: Tensor | None, forced: bool) -> Tensor:
+        return torch.arange(view.rows) % 2 == view.step.index % 2 - 1
+
+
+def rows_are_their_own(branch: int) -> None:
+    tiny = tiny_pipeline("sd")
+    noise = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(7))
+    both: dict[str, Any] = {"num_images_per_prompt": 2, "latents": noise}
+    bare = tiny(5, **both)
+    with attach(tiny.pipe, deepcache(interval=2, branch=branch)) as handle:
+        skipped = tiny(5, **both)
+    whole = handle.stats().runs[-1].evaluations
+    with attach(tiny.pipe, replace(deepcache(branch=branch), policy=FirstRowOnly(), per_row=True)) as handle:
+        got = tiny(5, **both)
+    assert relative(got[:1], skipped[:1]) < 1e-5 and relative(got[1:], bare[1:]) < 1e-5
+    assert handle.stats().runs[-1].evaluations == pytest.approx((whole + 5) / 2)
+    assert relative(got[:1], bare[:1]) > 1e-5
+
+
+@pytest.mark.parametrize("branch", [0, 4, 8])
+def test_rows_are_their_own(branch: int) -> None:
+    rows_are_their_own(branch)
+
+
+def test_rows_that_are_not_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver, "join", lambda computed, predicted, rows: predicted)
+    with pytest.raises(AssertionError):
+        rows_are_their_own(0)
+
+
+def video() -> TinyPipeline:
+    tiny = make_pipeline("sd")
+    torch.manual_seed(0)
+    unet = diffusers.UNetMotionModel(
+        sample_size=8,
+        block_out_channels=(32, 32),
+        cross_attention_dim=16,
+        num_attention_heads=2,
+        motion_num_attention_heads=2,
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlockMotion", "DownBlockMotion"),
+        up_block_types=("UpBlockMotion", "CrossAttnUpBlockMotion"),
+    )
+    parts = {"vae": tiny.pipe.vae, "scheduler": tiny.pipe.scheduler, "text_encoder": None, "tokenizer": None}
+    pipe = diffusers.AnimateDiffPipeline(**parts, unet=unet.eval(), motion_adapter=None)
+    pipe.set_progress_bar_config(disable=True)
+    return TinyPipeline("sd", pipe, {**tiny.call, "num_frames": 3, "height": 8, "width": 8}, tiny.unguided)
+
+
+def test_video() -> None:
+    tiny = video()
+    bare = tiny(4)
+    with attach(tiny.pipe, deepcache(interval=1)):
+        assert torch.equal(tiny(4), bare)
+    with attach(tiny.pipe, deepcache(interval=2)) as handle:
+        first = tiny(4)
+        assert 0 < relative(first, bare) < 0.5
+        assert torch.equal(tiny(4), first)
+    assert handle.stats().runs[-1].evaluations < 4
+    frames = replace(deepcache(), policy=FirstRowOnly(), per_row=True)
+    with attach(tiny.pipe, frames), pytest.raises(CapabilityError, match="frames"):
+        tiny(4)
 
 
 def test_deeper_branches_are_nearer_and_save_less() -> None:

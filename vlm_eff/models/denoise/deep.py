@@ -15,12 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from vlm_eff.core.denoise import DeepSite, DenoisePlugin
+from vlm_eff.core.errors import CapabilityError, explain
 from vlm_eff.core.handle import Undo
 from vlm_eff.models.denoise.chain import Forward
-from vlm_eff.models.denoise.rows import Streams
+from vlm_eff.models.denoise.rows import Streams, join, take_call
 from vlm_eff.models.denoise.runtime import DENOISER, DenoiseRuntime
 from vlm_eff.models.denoise.state import Unit
 from vlm_eff.models.denoise.unet import deep_modules
+from vlm_eff.models.denoise.view import Asked, Call
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,8 @@ class DeepDriver:
         runtime, call = self._runtime, self._runtime.call
         if place == 0 and call is not None:
             asked = runtime.ask(self._plugin, self._site, self._unit, _hidden(args, kwargs))
+            if asked is not None and asked.answer is not None and asked.answer.rows is not None:
+                _check_rows(call, asked)
             call.notes[self] = (asked, runtime.work.so_far())
         asked, since = (None, 0) if call is None else call.notes[self]
         if call is None or asked is None:
@@ -87,10 +91,41 @@ class DeepDriver:
                 # whoever gets it writes into it: FreeU does
                 runtime.keep(asked, Streams(made), own=False)
             return made
+        if asked.answer.rows is not None:
+            return self._partly(asked, self._forms[key], place == count - 1, inner, args, kwargs)
         if place == count - 1:
             runtime.skip(asked)
             return asked.state.form.around(asked.answer.value)
         return self._forms[key].empty()
+
+    def _partly(
+        self, asked: Asked, form: Form, last: bool, inner: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """A module for the rows that are computed; nobody reads what the others hold, until the last one joins them."""
+        fewer, named = take_call(args, kwargs, asked.left, asked.inputs.shape[0])
+        computed = Streams(inner(*fewer, **named)).tensors
+        if not last:
+            made = form.empty()
+            for whole, part in zip(Streams(made).tensors, computed, strict=True):
+                whole[asked.left] = part
+            return made
+        answer, state = asked.answer, asked.state
+        assert answer is not None and answer.rows is not None and state.form is not None
+        value = tuple(join(c, p, answer.rows) for c, p in zip(computed, answer.value, strict=True))
+        self._runtime.skip(asked)
+        self._runtime.keep(asked, Streams(value), own=False)
+        return state.form.around(value)
+
+
+def _check_rows(call: Call, asked: Asked) -> None:
+    if call.rows != asked.inputs.shape[0]:
+        raise CapabilityError(
+            explain(
+                f"{asked.plugin.name} decides row by row inside {call.denoiser}, whose rows there are frames",
+                "one decision for the batch",
+                "Set per_row=False",
+            )
+        )
 
 
 def _hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
