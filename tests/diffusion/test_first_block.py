@@ -121,3 +121,34 @@ def test_a_threshold_below_zero_is_refused() -> None:
     for wrong in (-0.1, float("nan"), True, "0.1"):
         with pytest.raises(ConfigError):
             first_block(threshold=wrong)  # type: ignore[arg-type]
+
+
+# ---------------------------------------------------------------- rows of a batch
+
+
+def _batch_against_rows(per_row: bool) -> tuple[float, int]:
+    """Worst difference between two images in one batch and each alone, and how many steps told the two apart."""
+    tiny = tiny_pipeline("sd3")
+    words, pooled = tiny.call["prompt_embeds"], tiny.call["pooled_prompt_embeds"]
+    noise = torch.randn(2, 4, 2, 2, generator=torch.Generator().manual_seed(0))
+    noise *= torch.tensor([1.0, 6.0]).view(2, 1, 1, 1)
+    worst, apart = 0.0, 0
+    for threshold in (0.1, 0.2, 0.3, 0.4):
+        with attach(tiny.pipe, first_block(threshold, per_row=per_row)) as handle:
+            call = {"guided": False, "negative_prompt_embeds": None, "negative_pooled_prompt_embeds": None}
+            both = {"prompt_embeds": words.repeat(2, 1, 1), "pooled_prompt_embeds": pooled.repeat(2, 1)}
+            together = tiny(STEPS, latents=noise.clone(), **both, **call)
+            alone = [tiny(STEPS, latents=noise[row : row + 1].clone(), **call) for row in range(2)]
+        worst = max(worst, relative(together, torch.cat(alone)))
+        one, other = (run.calls for run in handle.stats().runs[1:])
+        apart += sum((a.computed < 1) != (b.computed < 1) for a, b in zip(one, other, strict=True))
+    return worst, apart
+
+
+def test_a_batch_is_its_rows() -> None:
+    worst, apart = _batch_against_rows(per_row=True)
+    assert worst < 1e-5 and apart > 0
+
+
+def test_a_shared_decision_is_not_its_rows() -> None:
+    assert _batch_against_rows(per_row=False)[0] > 1e-5
