@@ -18,6 +18,7 @@ from vlm_eff.diffusion import (
     guidance_interval,
     magcache,
     pab,
+    prompt_cache,
     sampler,
     taylorseer,
     teacache,
@@ -33,11 +34,13 @@ class Case:
 
     changes:  must run, and change something
     families: pipelines that carry the method; the others must refuse it at attach
+    primed:   changes something from the second run on
     """
 
     nothing: Plugin | None
     changes: Plugin
     families: tuple[str, ...] = PIPELINES
+    primed: bool = False
 
 
 TRANSFORMERS = tuple(family for family in PIPELINES if family not in UNETS)
@@ -60,6 +63,7 @@ CASES: dict[str, Case] = {
     "tgate": Case(tgate(gate=1.0, interval=1), tgate(interval=2), ("sd", "sdxl", "pixart", "wan")),
     "fora": Case(fora(interval=1), fora(interval=2)),
     "forecast": Case(forecast(interval=1), forecast(interval=2)),
+    "prompt_cache": Case(prompt_cache(tiers=()), prompt_cache(tiers=((0.9, 0.5),)), primed=True),
     # families of flow matching have solvers of their own: test_samplers.py
     "sampler": Case(sampler("present"), sampler("pndm"), ("sd", "sdxl", "dit", "pixart")),
     "tome_sd": Case(tome_sd(ratio=0.0, min_tokens=0), tome_sd(min_tokens=0)),

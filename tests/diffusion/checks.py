@@ -50,12 +50,14 @@ def nothing_is_bit_identical(tiny: TinyPipeline, plugin: Plugin) -> None:
     assert handle.stats().calls > 0
 
 
-def it_changes_something_and_says_so(tiny: TinyPipeline, plugin: Plugin) -> None:
+def it_changes_something_and_says_so(tiny: TinyPipeline, plugin: Plugin, primed: bool = False) -> None:
     want = tiny(STEPS)
     with attach(tiny.pipe, plugin) as handle:
+        if primed:
+            tiny(STEPS, seed=7)
         got = tiny(STEPS)
     assert torch.isfinite(got).all()
-    assert 0 < relative(got, want) < 1
+    assert 0 < relative(got, want) < (2 if primed else 1)
     run = handle.stats().runs[-1]
     assert run.evaluations < run.evaluations_bare or "tokens" in run.notes or "scheduler" in run.notes
 

@@ -20,7 +20,7 @@ def test_nothing_is_bit_identical(family: str, name: str) -> None:
 
 @pytest.mark.parametrize(("family", "name"), PAIRS)
 def test_it_changes_something_and_says_so(family: str, name: str) -> None:
-    checks.it_changes_something_and_says_so(tiny_pipeline(family), CASES[name].changes)
+    checks.it_changes_something_and_says_so(tiny_pipeline(family), CASES[name].changes, CASES[name].primed)
 
 
 @pytest.mark.parametrize(("family", "name"), PAIRS)

@@ -112,7 +112,14 @@ class SamplerSite(DenoiseSite):
 @part
 @dataclass(frozen=True)
 class StartSite(DenoiseSite):
-    """The beginning and the end of a run: where its latents start from, and what is kept of it."""
+    """The beginning and the end of a run: where its latents start from, and what is kept of it.
+
+    look: steps that are computed before the plugin is asked
+    keep: shares of the steps behind which latents are kept
+    """
+
+    look: int = 0
+    keep: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,16 @@ from vlm_eff.diffusion.methods.forecast import forecast
 from vlm_eff.diffusion.methods.guidance_interval import guidance_interval
 from vlm_eff.diffusion.methods.magcache import magcache
 from vlm_eff.diffusion.methods.pab import pab
+from vlm_eff.diffusion.methods.prompt_cache import prompt_cache
 from vlm_eff.diffusion.methods.sampler import sampler
 from vlm_eff.diffusion.methods.taylorseer import taylorseer
 from vlm_eff.diffusion.methods.teacache import teacache
 from vlm_eff.diffusion.methods.tgate import tgate
 from vlm_eff.diffusion.methods.tome_sd import tome_sd
+from vlm_eff.diffusion.prompt_store import PromptStore
 
 __all__ = [
+    "PromptStore",
     "adaptive_guidance",
     "calibrate_magcache",
     "calibrate_teacache",
@@ -32,6 +35,7 @@ __all__ = [
     "guidance_interval",
     "magcache",
     "pab",
+    "prompt_cache",
     "sampler",
     "taylorseer",
     "teacache",

@@ -25,6 +25,8 @@ class Clock:
 
     def __init__(self, began: Callable[[], None], ended: Callable[[], None]) -> None:
         self._began, self._ended = began, ended
+        # called in place of the scheduler's own `step`, with it and its arguments
+        self.around: Callable[[Callable[[], Any], tuple[Any, ...], dict[str, Any]], Any] | None = None
         self.scheduler: Any = None
         self.run = -1
         self.index = 0
@@ -156,8 +158,14 @@ def _wrap(scheduler: Any, name: str, before: Any) -> None:
     # the pipeline reads the signature to find out which keywords it may pass
     @functools.wraps(own)
     def watched(self: Any, *args: Any, **kwargs: Any) -> Any:
-        made = own(self, *args, **kwargs) if before is None else _bound(before, scheduler, self)(*args, **kwargs)
-        for clock in tuple(_CLOCKS.get(self, ())):
+        inner = functools.partial(own, self) if before is None else _bound(before, scheduler, self)
+        call = functools.partial(inner, *args, **kwargs)
+        clocks = tuple(_CLOCKS.get(self, ()))
+        for clock in clocks:
+            if name == "step" and clock.around is not None:
+                call = functools.partial(clock.around, call, args, kwargs)
+        made = call()
+        for clock in clocks:
             clock.heard(name, args[0] if args else kwargs.get("model_output"))
         return made
 

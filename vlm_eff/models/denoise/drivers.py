@@ -13,6 +13,7 @@ from vlm_eff.core.denoise import (
     ModuleSite,
     SamplerSite,
     StackSite,
+    StartSite,
     TokenSite,
 )
 from vlm_eff.core.errors import CapabilityError, explain
@@ -26,6 +27,7 @@ _DRIVERS: dict[type[DenoiseSite], str] = {
     GuidanceSite: "guidance:GuidanceDriver",
     TokenSite: "merging:MergeDriver",
     ModuleSite: "modules:ModuleDriver",
+    StartSite: "start:StartDriver",
 }
 
 
