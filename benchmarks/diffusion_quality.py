@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import typer
 from diffusion.arms import ARMS, STEPS, Arm
-from diffusion.calibrated import scheduled
+from diffusion.calibrated import by_change, scheduled
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -82,6 +82,8 @@ def main(
     rows: list[dict[str, Any]] = []
     names = ("deepcache", "forecast") if model == "small-unet" else ("forecast",)
     arms = [*ARMS[model], *(arm for name in names for budget in (10, 7, 5) for arm in scheduled(name, budget))]
+    if model == "small-dit":
+        arms += by_change()
     for arm in arms:
         if only and only not in arm.label:
             continue

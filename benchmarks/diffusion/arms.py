@@ -69,7 +69,8 @@ SHARED = [
     *(plugin(f"forecast:evaluations={count},order=2") for count in (10, 7)),
     *(plugin(f"forecast:evaluations={count},axis=log_snr") for count in (10, 7)),
     *(plugin(f"forecast:evaluations={count},order=0") for count in (10, 7, 5)),
-    *(plugin(f"easycache:threshold={value}") for value in (0.05, 0.2)),
+    *(plugin(f"easycache:threshold={value}") for value in (0.05, 0.2, 0.5)),
+    plugin("easycache:threshold=0.2,faithful=True"),
     *(plugin(f"cfg_cache:interval={value}") for value in (2, 5)),
     plugin("adaptive_guidance"),
     *(plugin(f"fora:interval={value}") for value in (2, 3)),
@@ -77,6 +78,7 @@ SHARED = [
     plugin("pab"),
     plugin("fastercache"),
     plugin("tgate"),
+    plugin("tgate:unguided=False"),
     plugin("tome_sd:ratio=0.5,min_tokens=0"),
     plugin("forecast:evaluations=10 + cfg_cache:interval=2"),
 ]

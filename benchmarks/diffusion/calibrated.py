@@ -7,8 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+
 import vlm_eff
-from vlm_eff.diffusion import deepcache, forecast
+from vlm_eff.diffusion import deepcache, forecast, magcache, teacache
+from vlm_eff.diffusion.calibrate import calibrate_magcache, calibrate_teacache
 from vlm_eff.diffusion.policies import even_steps
 from vlm_eff.diffusion.step_cache import StepCache
 from vlm_eff.eval.step_schedules import calibrate_schedule
@@ -36,6 +39,45 @@ def _steps(name: str, pipe: Any, evaluations: int) -> tuple[int, ...]:
 
 def _made(name: str, steps: tuple[int, ...]) -> StepCache:
     return METHODS[name](schedule=steps)
+
+
+@functools.cache
+def _curve(pipe: Any) -> Any:
+    return calibrate_teacache(pipe, *_generated(pipe))
+
+
+@functools.cache
+def _magnitudes(pipe: Any) -> Any:
+    return calibrate_magcache(pipe, *_generated(pipe))
+
+
+def _generated(pipe: Any) -> list[dict[str, Any]]:
+    made = []
+    for call in calls(pipe):
+        named = {name: value for name, value in call.items() if name != "seed"}
+        made.append({**named, "generator": torch.Generator().manual_seed(call["seed"])})
+    return made
+
+
+def by_change() -> list[Arm]:
+    """TeaCache and MagCache, calibrated on this model."""
+    tea = [
+        Arm(
+            f"teacache:threshold={value}, calibrated",
+            "ours",
+            lambda pipe, value=value: vlm_eff.attach(pipe, teacache(_curve(pipe), threshold=value)),
+        )
+        for value in (0.1, 0.25, 0.5)
+    ]
+    magnitudes = [
+        Arm(
+            f"magcache:threshold={value}, calibrated",
+            "ours",
+            lambda pipe, value=value: vlm_eff.attach(pipe, magcache(_magnitudes(pipe), threshold=value)),
+        )
+        for value in (0.06, 0.24)
+    ]
+    return tea + magnitudes
 
 
 def scheduled(name: str, evaluations: int) -> list[Arm]:
