@@ -24,7 +24,6 @@ FITS = [("sd", name) for name in NOISE]
 FITS += [
     ("sdxl", "ays"),
     ("sdxl", "unipc"),
-    ("dit", "heun"),
     ("dit", "dpmpp_2m"),
     ("pixart", "ddim"),
     ("pixart", "euler"),
@@ -32,6 +31,8 @@ FITS += [
 FITS += [(family, name) for family in ("sd3", "wan") for name in FLOW]
 FITS += [("flux", "present"), ("flux", "flow_euler"), ("flux", "flow_unipc")]
 STRANGERS = [("sd", "flow_unipc"), ("dit", "ays"), ("pixart", "flow_euler"), ("sd3", "unipc"), ("wan", "ddim")]
+# which begins every run with noise of strength 1
+STRANGERS += [("dit", "heun"), ("dit", "euler")]
 # Flux gives its schedulers noise levels and a shift of its own, which these do not take
 STRANGERS += [("flux", "flow_dpmpp"), ("flux", "flow_heun"), ("flux", "dpmpp_2m")]
 

@@ -246,9 +246,16 @@ def tiny_pipeline(family: str) -> TinyPipeline:
 
 
 def with_scheduler(tiny: TinyPipeline, name: str) -> TinyPipeline:
-    """A pipeline of the same weights with another scheduler of diffusers, by class name without "Scheduler"."""
-    made = make_pipeline(tiny.family)
-    made.pipe.scheduler = getattr(diffusers, f"{name}Scheduler").from_config(made.pipe.scheduler.config)
+    """The shared pipeline of the same weights with another scheduler, by its class name without "Scheduler"."""
+    return _with_scheduler(tiny.family, name)
+
+
+@functools.cache
+def _with_scheduler(family: str, name: str) -> TinyPipeline:
+    made = make_pipeline(family)
+    # as Stable Diffusion has it: without it the first steps are four evaluations each
+    more = {"skip_prk_steps": True} if name == "PNDM" else {}
+    made.pipe.scheduler = getattr(diffusers, f"{name}Scheduler").from_config(made.pipe.scheduler.config, **more)
     return made
 
 

@@ -74,4 +74,7 @@ class DenoiseReport:
             f"({share:.0%}) in {self.steps} steps of {self.scheduler}, {self.state_bytes:,} bytes kept, "
             f"{self.deciding_ms:.1f} ms deciding"
         )
-        return text + (f", {self.mismatches} times nothing kept fitted" if self.mismatches else "")
+        text += f", {self.mismatches} times nothing kept fitted" if self.mismatches else ""
+        if self.notes:
+            text += "\n  noted            " + ", ".join(f"{name} {value:g}" for name, value in self.notes.items())
+        return text

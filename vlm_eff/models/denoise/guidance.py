@@ -75,7 +75,7 @@ class GuidanceDriver:
         """Say so where a run had nothing to leave out; let go of tensors."""
         if self._calls and not self._pairs:
             warnings.warn(
-                f"vlm_eff: {self._plugin.name} saved nothing in this run of "
+                f"vlm_eff: {self._plugin.name} saved nothing of the guidance in this run of "
                 f"{type(self._runtime.denoising.pipe).__name__}: it did not use classifier-free guidance. Set a "
                 "guidance scale above 1; where guidance is distilled into the model, leave the plugin out.",
                 NoGuidance,

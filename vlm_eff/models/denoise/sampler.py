@@ -16,10 +16,12 @@ from vlm_eff.core.handle import Undo
 from vlm_eff.models.denoise import oracle
 from vlm_eff.models.denoise.aligned import align
 from vlm_eff.models.denoise.runtime import DenoiseRuntime
-from vlm_eff.models.denoise.scheduling import build_scheduler, continuous, prediction_of, read_asking
+from vlm_eff.models.denoise.scheduling import Asking, build_scheduler, continuous, prediction_of, read_asking
 
 # steps for the dry run
 _TRIED = 8
+# how far from 1 the strength of the first noise may be where the pipeline never asks for it
+_UNSCALED = 0.05
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,9 @@ class SamplerDriver:
 
     def _try(self, view: SchedulerView) -> None:
         asking = read_asking(self._pipe)
-        asking.announce(self._made(), _TRIED, view.pipeline)
+        announced = self._made()
+        asking.announce(announced, _TRIED, view.pipeline)
+        _refuse_unscaled(announced, asking, view.pipeline)
         name = type(self._new).__name__
         old, new = (getattr(scheduler, "alphas_cumprod", None) for scheduler in (self._old, self._new))
         if view.predicts != "flow" and not _same(old, new):
@@ -124,6 +128,19 @@ class SamplerDriver:
                 )
             ) from error
         _judge(name, off, limit, f"Gaussian data and a perfect model that predicts {view.predicts}")
+
+
+def _refuse_unscaled(scheduler: Any, asking: Asking, pipeline: str) -> None:
+    """Raise `CapabilityError` where the solver begins with stronger noise than the pipeline ever gives."""
+    strength = float(getattr(scheduler, "init_noise_sigma", 1.0))
+    if asking.methods and "init_noise_sigma" not in asking.methods and abs(strength - 1) > _UNSCALED:
+        raise CapabilityError(
+            explain(
+                f"{type(scheduler).__name__} begins with noise of strength {strength:.3g}, {pipeline} with 1",
+                "solvers that begin with noise of strength 1, such as ddim, unipc and dpmpp_2m",
+                "Choose one of these",
+            )
+        )
 
 
 def _judge(name: str, off: float, limit: float, data: str) -> None:
