@@ -82,9 +82,9 @@ def with_freeu() -> TinyPipeline:
 def skipped_steps_match(tiny: TinyPipeline, branch: int, **call: Any) -> None:
     """Every call returns what the UNet written anew returns, with what came up at the last computed step."""
     with attach(tiny.pipe, deepcache(interval=3, branch=branch)), hearing(tiny.pipe.unet) as heard:
-        tiny(5, **call)
+        tiny(4, **call)
     deep = None
-    assert len(heard.calls) >= 5
+    assert len(heard.calls) == 4
     for index, (named, got) in enumerate(heard.calls):
         with torch.no_grad():
             want, came_up = unet_reference.forward(tiny.pipe.unet, branch, deep if index % 3 else None, **named)
@@ -106,7 +106,8 @@ MODELS: dict[str, Callable[[], TinyPipeline]] = {
 def test_skipped_steps_match_the_forward_written_anew(name: str) -> None:
     tiny = MODELS[name]()
     branches = len(described.skip_connections(tiny.pipe.unet))
-    for branch in sorted({0, 1, branches // 2, branches - 2, branches - 1}):
+    # all of them on one model, the ends and the middle on the others
+    for branch in range(branches) if name == "sd" else (0, branches // 2, branches - 1):
         skipped_steps_match(tiny, branch)
 
 

@@ -36,7 +36,7 @@ def calls(tiny: TinyPipeline, steps: int = STEPS, **more: Any) -> list[dict[str,
 
 def calibrated(cache: StepCache, family: str = "sd", **more: Any) -> Schedule:
     tiny = tiny_pipeline(family)
-    return calibrate_schedule(tiny.pipe, cache, calls(tiny), **{"evaluations": 3, "trials": 2, **more})
+    return calibrate_schedule(tiny.pipe, cache, calls(tiny), **{"evaluations": 3, "trials": 1, **more})
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def test_never_worse_than_even_steps(cache: StepCache) -> None:
 
 
 def test_a_worse_schedule_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    worst = ((0, 1, 2), (0, 1, 5), (0, 4, 5))
+    worst = ((0, 1, 2), (0, 4, 5))
     monkeypatch.setattr(step_schedules, "climb", lambda start, error, count, **named: max(worst, key=error))
     with pytest.raises(AssertionError):
         never_worse(deepcache())
