@@ -2,7 +2,8 @@
 
 diffusers' own registry loses the `new_forward` of the next hook when one that is not outermost is removed (0.42.1).
 So a module has one hook of ours with all our links inside, which takes itself out properly and puts itself
-right when another hook's removal has cut it off.
+right when another hook's removal has cut it off. accelerate wraps the same forward: its offloading takes its hooks off
+and puts them on again behind every run, whenever it was switched on.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ class Chain:
         self.hook = _hook(self)
         self.registry.register_hook(self.hook, NAME)
         self._ours = self.hook.fn_ref.forward
+        # what others find as the module's forward, and may keep inside theirs
+        self._outside = module.forward
 
     def run(self, inner: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call the links, and `inner` inside them."""
@@ -51,31 +54,45 @@ class Chain:
         ref = self.hook.fn_ref
         if ref.forward is not self._ours:
             ref.original_forward, ref.forward = ref.forward, self._ours
+        if self._holders():
+            return
+        # accelerate has gone, or gone and come back: where the bare forward stands, nobody keeps us
+        kept = vars(self.module)
+        name = "_old_forward" if "_old_forward" in kept else "forward"
+        found = kept.get(name, self.module.forward)
+        if self._is_bare(found):
+            ref.original_forward = found
+            setattr(self.module, name, self._outside)
 
     def remove(self) -> None:
         """Take the hook out, and all that came with it."""
         registry, module = self.registry, self.module
         self.mend()
+        # whoever keeps us in a way that nobody can see calls what is inside, and no more
+        self.links = []
+        inside = self.hook.fn_ref.original_forward
+        for holder, name in self._holders():
+            setattr(holder, name, inside)
         if registry.hooks.get(NAME) is self.hook:
             index = registry._hook_order.index(NAME)
-            inside = self.hook.fn_ref.original_forward
-            if index + 1 < len(registry._hook_order):
-                above = registry._fn_refs[index + 1]
-                # where a hook runs a forward of its own, what it wraps stands in `original_forward`
-                name = "forward" if above.original_forward is None else "original_forward"
-                setattr(above, name, inside)
-            else:
-                module.forward = inside
             del registry.hooks[NAME]
             registry._hook_order.pop(index)
             registry._fn_refs.pop(index)
-        if not registry.hooks:
-            if self._forward is _GONE:
-                module.__dict__.pop("forward", None)
-            else:
-                module.forward = self._forward
-            if self._fresh:
-                module.__dict__.pop("_diffusers_hook", None)
+        if vars(module).get("forward") is inside and self._is_bare(inside) and inside is not self._forward:
+            del module.forward
+        if not registry.hooks and self._fresh:
+            vars(module).pop("_diffusers_hook", None)
+
+    def _holders(self) -> list[tuple[Any, str]]:
+        """Where our forward stands: in the module, in accelerate's place there, or in a hook above ours."""
+        names = [(self.module, name) for name in ("forward", "_old_forward") if name in vars(self.module)]
+        # where a hook runs a forward of its own, what it wraps stands in `original_forward`
+        names += [(ref, name) for ref in self.registry._fn_refs for name in ("forward", "original_forward")]
+        return [(holder, name) for holder, name in names if getattr(holder, name) is self._outside]
+
+    def _is_bare(self, forward: Any) -> bool:
+        own = getattr(forward, "__self__", None) is self.module
+        return own and getattr(forward, "__func__", None) is type(self.module).forward
 
 
 def _call(link: Link, module: nn.Module, inner: Forward, *args: Any, **kwargs: Any) -> Any:
