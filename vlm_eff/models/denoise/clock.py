@@ -14,6 +14,9 @@ from vlm_eff.core.denoise import Step
 _WATCHED = ("set_timesteps", "step")
 # pipelines may share a scheduler: it is wrapped once for all who follow it
 _CLOCKS: weakref.WeakKeyDictionary[Any, list[Clock]] = weakref.WeakKeyDictionary()
+_OURS: weakref.WeakSet[Any] = weakref.WeakSet()
+# methods under way, by scheduler and name
+_RUNNING: set[tuple[int, str]] = set()
 
 
 class Clock:
@@ -140,7 +143,11 @@ def _unwatch(scheduler: Any, clock: Clock) -> None:
         return
     del _CLOCKS[scheduler]
     for name in _WATCHED:
-        before = scheduler.__dict__[name].__func__.before
+        found = getattr(scheduler.__dict__.get(name), "__func__", None)
+        if found not in _OURS:
+            # somebody has wrapped ours since: with nobody listening it does what was there before
+            continue
+        before = found.before
         if before is None:
             del scheduler.__dict__[name]
         else:
@@ -159,16 +166,25 @@ def _wrap(scheduler: Any, name: str, before: Any) -> None:
     @functools.wraps(own)
     def watched(self: Any, *args: Any, **kwargs: Any) -> Any:
         inner = functools.partial(own, self) if before is None else _bound(before, scheduler, self)
+        key = (id(self), name)
+        if key in _RUNNING:
+            # inside another of ours, as in a copy of a watched scheduler that is watched too: it is told once
+            return inner(*args, **kwargs)
         call = functools.partial(inner, *args, **kwargs)
         clocks = tuple(_CLOCKS.get(self, ()))
         for clock in clocks:
             if name == "step" and clock.around is not None:
                 call = functools.partial(clock.around, call, args, kwargs)
-        made = call()
+        _RUNNING.add(key)
+        try:
+            made = call()
+        finally:
+            _RUNNING.discard(key)
         for clock in clocks:
             clock.heard(name, args[0] if args else kwargs.get("model_output"))
         return made
 
     watched.before = before  # type: ignore[attr-defined]
+    _OURS.add(watched)
     # a method, not a function: a copy of the scheduler then has it bound to itself
     setattr(scheduler, name, types.MethodType(watched, scheduler))
