@@ -20,6 +20,8 @@ Forward = Callable[..., Any]
 Link = Callable[[nn.Module, Forward, tuple[Any, ...], dict[str, Any]], Any]
 NAME = "vlm_eff"
 _GONE = object()
+# where a module has its forward, and where accelerate keeps what it found there
+_PLACES = ("forward", "_old_forward")
 
 
 class Chain:
@@ -85,10 +87,10 @@ class Chain:
 
     def _holders(self) -> list[tuple[Any, str]]:
         """Where our forward stands: in the module, in accelerate's place there, or in a hook above ours."""
-        names = [(self.module, name) for name in ("forward", "_old_forward") if name in vars(self.module)]
+        places: list[tuple[Any, str]] = [(self.module, name) for name in _PLACES if name in vars(self.module)]
         # where a hook runs a forward of its own, what it wraps stands in `original_forward`
-        names += [(ref, name) for ref in self.registry._fn_refs for name in ("forward", "original_forward")]
-        return [(holder, name) for holder, name in names if getattr(holder, name) is self._outside]
+        places += [(ref, name) for ref in self.registry._fn_refs for name in ("forward", "original_forward")]
+        return [(holder, name) for holder, name in places if getattr(holder, name) is self._outside]
 
     def _is_bare(self, forward: Any) -> bool:
         own = getattr(forward, "__self__", None) is self.module
