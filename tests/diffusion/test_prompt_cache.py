@@ -171,6 +171,16 @@ def test_stores_are_shared_saved_and_loaded(tmp_path: Path) -> None:
     assert handle.stats().runs[-1].notes["hit"] == 0
 
 
+def test_what_others_approximate_is_kept_apart() -> None:
+    tiny, store = tiny_pipeline("sd"), PromptStore()
+    want = tiny(6)
+    with attach(tiny.pipe, forecast(interval=2), prompt_cache(HALF, store=store)):
+        tiny(6)
+    with attach(tiny.pipe, prompt_cache(HALF, store=store)):
+        assert torch.equal(tiny(6), want)
+    assert len(store) == 2 and store.hits == 0
+
+
 def test_files_of_others_are_refused(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 

@@ -32,7 +32,8 @@ def prompt_cache(
     CLIP embeddings; here it is what the model itself is told, of which unrelated prompts are .8 alike and more in some
     encoders: look at `similarity` in the notes of your runs before you lower a tier. Runs resume only under the same
     weights, scheduler, steps, sizes and settings that the pipeline keeps; a guidance scale that it keeps nowhere (DiT,
-    `true_cfg_scale` of Flux) is not seen: give such runs stores of their own.
+    `true_cfg_scale` of Flux) is not seen: give such runs stores of their own. Caches beside it begin anew where a run
+    resumes: what they approximate may differ a little from the earlier run.
 
     Saves all of the denoiser in the steps left out (notes: `hit`, `similarity`, `steps_left_out`,
     `evaluations_saved`). Costs the store: latents and two or three times as much history a point; one comparison on

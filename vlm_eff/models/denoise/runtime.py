@@ -51,7 +51,7 @@ class DenoiseRuntime:
         self.ledger = DenoiseLedger()
         self.call: Call | None = None
         self.clock = Clock(self._began, self._ended)
-        self._plugins = plugins
+        self.plugins = plugins
         self._branches = Branches()
         self._drivers: list[Driver] = []
 
@@ -71,7 +71,7 @@ class DenoiseRuntime:
     def install(self, undo: Undo) -> None:
         """Put links around what the plugins' sites name, and follow the scheduler."""
         undo.push(self.store.clear)
-        for plugin in self._plugins:
+        for plugin in self.plugins:
             for site in plugin.sites:
                 self._drivers.append(driver_for(site)(self, site, plugin))
         for driver in self._drivers:
@@ -241,7 +241,7 @@ class DenoiseRuntime:
 
     def stats(self) -> Stats:
         """What each run computed."""
-        names = tuple(plugin.name for plugin in self._plugins)
+        names = tuple(plugin.name for plugin in self.plugins)
         return Stats(names, self.denoising.family, calls=self.ledger.calls, runs=self.ledger.seen())
 
     def reset(self) -> None:

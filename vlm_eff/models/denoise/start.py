@@ -173,7 +173,9 @@ class StartDriver:
     def _begin(self, call: Call) -> _Run:
         scheduler = self._runtime.clock.scheduler
         decide = max(self._site.look, 0 if batched_guidance(call.latents) else 1)
-        settings = _settings(self._runtime, call, self._weights)
+        # what another plugin approximates is not what the bare model goes through
+        others = [repr(plugin) for plugin in self._runtime.plugins if plugin is not self._plugin]
+        settings = _settings(self._runtime, call, self._weights + repr(others))
         tables = {id(value) for value in vars(scheduler).values() if isinstance(value, Tensor)}
         return _Run(settings, call.step.count, decide, tables=tables)
 
