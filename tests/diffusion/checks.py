@@ -83,7 +83,8 @@ def an_interrupted_run_harms_nothing(tiny: TinyPipeline, plugin: Plugin) -> None
 
         def stop(*args: Any, **kwargs: Any) -> None:
             calls[0] += 1
-            if calls[0] == 3:
+            # two steps were computed by then: what they left would be continued
+            if calls[0] == 5:
                 raise KeyboardInterrupt
 
         hook = tiny.denoiser.register_forward_pre_hook(stop)
@@ -116,3 +117,33 @@ def paused_is_bare(tiny: TinyPipeline, plugin: Plugin) -> None:
         with handle.paused():
             assert torch.equal(tiny(STEPS), want)
         tiny(STEPS)
+
+
+def each_branch_is_its_own(tiny: TinyPipeline, plugin: Plugin) -> None:
+    """plugin: reuses the whole output at every second step, on a pipeline that calls once for each branch."""
+    made: list[Tensor] = []
+    hook = tiny.denoiser.register_forward_hook(lambda module, args, output: made.append(output[0].clone()))
+    try:
+        with attach(tiny.pipe, plugin):
+            tiny(STEPS)
+    finally:
+        hook.remove()
+    for first, second, third, fourth in zip(*(made[place::4] for place in range(4)), strict=True):
+        assert torch.equal(first, third) and torch.equal(second, fourth) and not torch.equal(first, second)
+
+
+def nobody_writes_into_what_is_kept(tiny: TinyPipeline, plugin: Plugin) -> None:
+    """Whoever gets the denoiser's output may do with it what he likes."""
+    with attach(tiny.pipe, plugin):
+        want = tiny(STEPS)
+
+        def spoil(module: Any, args: Any, output: Any) -> Any:
+            given = output[0].clone()
+            output[0].fill_(float("nan"))
+            return (given,)
+
+        hook = tiny.denoiser.register_forward_hook(spoil)
+        try:
+            assert torch.equal(tiny(STEPS), want)
+        finally:
+            hook.remove()

@@ -4,10 +4,14 @@ import pytest
 
 from tests.diffusion import checks
 from tests.diffusion.cases import CASES, PAIRS, REFUSED
-from tests.tiny.pipelines import SCHEDULERS, tiny_pipeline, with_scheduler
+from tests.tiny.pipelines import SCHEDULERS, SEQUENTIAL, tiny_pipeline, with_scheduler
 from vlm_eff import attach
 from vlm_eff.core.errors import CapabilityError
+from vlm_eff.core.plugin import Plugin
+from vlm_eff.diffusion import cfg_cache, easycache, forecast
 
+# caches of the denoiser's own output
+WHOLE = [forecast(interval=2, order=0), forecast(interval=2), cfg_cache(2, start=0.0), easycache(0.9, warm_up=2)]
 EXACT = [(family, name) for family, name in PAIRS if CASES[name].nothing is not None]
 
 
@@ -68,3 +72,14 @@ def test_it_runs_under_every_scheduler(name: str, scheduler: str) -> None:
 def test_other_pipelines_refuse_it(family: str, name: str) -> None:
     with checks.unchanged(tiny_pipeline(family)), pytest.raises(CapabilityError):
         attach(tiny_pipeline(family).pipe, CASES[name].changes)
+
+
+@pytest.mark.parametrize("family", SEQUENTIAL)
+def test_each_branch_is_its_own(family: str) -> None:
+    checks.each_branch_is_its_own(tiny_pipeline(family), forecast(interval=2, order=0))
+
+
+@pytest.mark.parametrize("plugin", WHOLE, ids=lambda plugin: plugin.name)
+def test_nobody_writes_into_what_is_kept(plugin: Plugin) -> None:
+    for family in ("sd", "wan"):
+        checks.nobody_writes_into_what_is_kept(tiny_pipeline(family), plugin)

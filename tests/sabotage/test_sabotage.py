@@ -15,15 +15,16 @@ from tests.contracts import (
     kit,
 )
 from tests.sabotage.block_saboteurs import BLOCK_SABOTEURS
+from tests.sabotage.denoise_saboteurs import DENOISE_SABOTEURS
 from tests.sabotage.kv_saboteurs import KV_SABOTEURS
 from tests.sabotage.saboteurs import SABOTEURS as DECODER_SABOTEURS
 from tests.sabotage.tower_saboteurs import TOWER_SABOTEURS
 
-SABOTEURS = DECODER_SABOTEURS | TOWER_SABOTEURS | KV_SABOTEURS | BLOCK_SABOTEURS
+SABOTEURS = DECODER_SABOTEURS | TOWER_SABOTEURS | KV_SABOTEURS | BLOCK_SABOTEURS | DENOISE_SABOTEURS
 
 # what checks are made of
 NO_CHECK = {"image_tokens", "entry_embeds", "found_cells", "true_cells", "words", "next_turn", "as_embeddings"}
-NO_CHECK |= {"leaves_nothing"}
+NO_CHECK |= {"leaves_nothing", "relative", "scheduler_state", "unchanged"}
 
 
 @pytest.fixture(autouse=True)
@@ -71,6 +72,7 @@ def test_a_saboteur_is_caught(name: str, monkeypatch: pytest.MonkeyPatch) -> Non
 
 FOLDER = Path(checks.__file__).parent
 CHECKS = [importlib.import_module(f"tests.contracts.{path.stem}") for path in sorted(FOLDER.glob("checks*.py"))]
+CHECKS.append(importlib.import_module("tests.diffusion.checks"))
 
 
 def test_every_check_has_a_saboteur() -> None:
