@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vlm_eff.eval.generated import class_accuracy, frechet_distance, precision_recall, psnr
 from vlm_eff.eval.painter import load_painter
-from vlm_eff.eval.record import Record
+from vlm_eff.eval.record import Record, read_record
 from vlm_eff.reference.diffusion import CLASSES, generate, load_classifier, shape_batch
 from vlm_eff.reference.machine import describe_device
 
@@ -67,18 +67,35 @@ def measure(arm: Arm, pipe: Any, labels: list[int], seed: int) -> tuple[Tensor, 
         return draw(pipe, labels, arm.steps, seed)
 
 
+def kept_rows(path: Path, config: dict[str, Any], count: int) -> dict[str, dict[str, Any]]:
+    """Rows by label of a record that was made with the same settings; those that did not run are left out."""
+    if not path.is_file():
+        return {}
+    record = read_record(path)
+    if record.config != config or record.n != count:
+        raise SystemExit(f"{path} was made with other settings: {record.config}, N = {record.n}")
+    return {row["label"]: row for row in record.result["rows"] if "error" not in row and row["kind"] != "real"}
+
+
 def main(
     model: str = "small-unet",
     count: int = 100,
     seed: int = 7,
     only: str = "",
     output: Path | None = None,
+    keep: bool = False,
 ) -> None:
-    """Draw with every arm and write the record; an arm that cannot run is a row that says why."""
+    """Draw with every arm and write the record; an arm that cannot run is a row that says why.
+
+    keep: take over rows of an earlier record of the same settings that ran, and draw the others alone
+    """
     painter, judging = load_painter(model), load_classifier()
     labels = [number % len(CLASSES) for number in range(count)]
-    real, other = shape_batch(seed, count, "test")[0], shape_batch(seed + 1, count, "test")[0]
+    real, (other, classes) = shape_batch(seed, count, "test")[0], shape_batch(seed + 1, count, "test")
     full, whole = draw(painter.pipe, labels, STEPS, seed)
+    path = output or RESULTS / f"diffusion_quality_{model.replace('-', '_')}.json"
+    config = {"steps": STEPS, "guidance": GUIDANCE, "seed": seed, "scheduler": type(painter.pipe.scheduler).__name__}
+    known = kept_rows(path, config, count) if keep else {}
     rows: list[dict[str, Any]] = []
     names = ("deepcache", "forecast") if model == "small-unet" else ("forecast",)
     arms = [*ARMS[model], *(arm for name in names for budget in (10, 7, 5) for arm in scheduled(name, budget))]
@@ -87,9 +104,14 @@ def main(
     for arm in arms:
         if only and only not in arm.label:
             continue
+        if arm.label in known:
+            rows.append(known[arm.label])
+            continue
         row: dict[str, Any] = {"label": arm.label, "kind": arm.kind, "steps": arm.steps}
         try:
-            made, flops = measure(arm, painter.pipe, labels, seed)
+            # others may leave something behind
+            pipe = painter.pipe if arm.kind in ("ours", "fewer steps", "full") else load_painter(model).pipe
+            made, flops = measure(arm, pipe, labels, seed)
             row |= {"evaluations": flops / whole * STEPS, **judge(made, full, real, labels, judging)}
         except Exception as error:
             row["error"] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
@@ -98,17 +120,19 @@ def main(
     again, _ = draw(painter.pipe, labels, STEPS, seed)
     if not torch.equal(again, full):
         raise SystemExit("some arm left the pipeline changed: nothing was written")
-    rows.append({"label": "real pictures", "kind": "real", "steps": 0} | judge(other, full, real, labels, judging))
+    rows.append(
+        {"label": "real pictures", "kind": "real", "steps": 0} | judge(other, full, real, classes.tolist(), judging)
+    )
     record = Record(
         "quality of diffusion against equivalent full evaluations",
         "1",
         model,
-        {"steps": STEPS, "guidance": GUIDANCE, "seed": seed, "scheduler": type(painter.pipe.scheduler).__name__},
+        config,
         describe_device(painter.device),
         count,
         {"rows": rows, "flops_of_an_evaluation": whole / STEPS},
     )
-    typer.echo(record.write(output or RESULTS / f"diffusion_quality_{model.replace('-', '_')}.json"))
+    typer.echo(record.write(path))
 
 
 if __name__ == "__main__":

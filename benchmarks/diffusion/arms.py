@@ -77,13 +77,13 @@ SHARED = [
     *(plugin(f"taylorseer:interval={value}") for value in (2, 3)),
     plugin("pab"),
     plugin("fastercache"),
-    plugin("tgate"),
-    plugin("tgate:unguided=False"),
     plugin("tome_sd:ratio=0.5,min_tokens=0"),
     plugin("forecast:evaluations=10 + cfg_cache:interval=2"),
 ]
 UNET = [
     *SHARED,
+    plugin("tgate"),
+    plugin("tgate:unguided=False"),
     *(plugin(f"deepcache:interval={value}") for value in (2, 3, 4)),
     Arm("DeepCache 0.1.1, interval 2", "peer", peers.deep_cache(2)),
     Arm("DeepCache 0.1.1, interval 3", "peer", peers.deep_cache(3)),

@@ -88,11 +88,18 @@ def first_block(threshold: float) -> Any:
 
 
 def taylor_seer(interval: int) -> Any:
-    """diffusers' TaylorSeerCache on attention modules."""
+    """diffusers' TaylorSeerCache on attention and MLP: by itself it finds no attention named `attn1`."""
+    import torch
     from diffusers.hooks import TaylorSeerCacheConfig, apply_taylorseer_cache
 
     def apply(root: Any) -> None:
-        config = TaylorSeerCacheConfig(cache_interval=interval, disable_cache_before_step=3, max_order=1)
+        config = TaylorSeerCacheConfig(
+            cache_interval=interval,
+            disable_cache_before_step=3,
+            max_order=1,
+            taylor_factors_dtype=torch.float32,
+            cache_identifiers=[r"transformer_blocks\.\d+\.(attn1|ff)"],
+        )
         apply_taylorseer_cache(root, config)
 
     return _hooked(apply, ("taylorseer_cache",))
@@ -108,15 +115,7 @@ def cache_dit(threshold: float) -> Any:
         config = library.DBCacheConfig(
             Fn_compute_blocks=1, Bn_compute_blocks=0, max_warmup_steps=1, residual_diff_threshold=threshold
         )
-        library.enable_cache(
-            library.BlockAdapter(
-                pipe=pipe,
-                transformer=pipe.transformer,
-                blocks=pipe.transformer.transformer_blocks,
-                forward_pattern=library.ForwardPattern.Pattern_3,
-            ),
-            cache_config=config,
-        )
+        library.enable_cache(pipe, cache_config=config)
         try:
             yield
         finally:
