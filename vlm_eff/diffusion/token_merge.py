@@ -13,6 +13,7 @@ from vlm_eff.core.config import part
 from vlm_eff.core.denoise import DenoisePlugin, DenoiseSite, MergeTokens, TokenSite
 from vlm_eff.core.errors import CapabilityError, ConfigError, explain
 from vlm_eff.core.resources import Resource
+from vlm_eff.diffusion.policies import check_count
 from vlm_eff.importance.bipartite import match_into
 from vlm_eff.models.denoise.view import TokenView
 
@@ -163,6 +164,8 @@ class TokenMerger(DenoisePlugin):
         unknown = sorted(set(self.kinds) - {"self", "cross", "mlp"})
         if unknown or not self.kinds:
             raise ConfigError(explain(f"kinds={self.kinds!r}", "some of self, cross, mlp", "Correct the names"))
+        if self.min_tokens is not None:
+            check_count("min_tokens", self.min_tokens, 0)
 
     @property
     def name(self) -> str:

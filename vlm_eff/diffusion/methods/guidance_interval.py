@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vlm_eff.core.errors import ConfigError, explain
 from vlm_eff.core.registry import method
 from vlm_eff.diffusion.guidance import Band, Guide, SigmaBand
 
@@ -30,4 +31,8 @@ def guidance_interval(start: float = 0.2, stop: float = 0.8, sigmas: tuple[float
         CapabilityError: a pipeline that calls for the unconditional branch before the conditional one (in the run).
         StateError: the halves turned out to be the other way round (in the first run; the second is right).
     """
-    return Guide("guidance_interval", Band(start, stop) if sigmas is None else SigmaBand(*sigmas))
+    if sigmas is None:
+        return Guide("guidance_interval", Band(start, stop))
+    if len(sigmas) != 2:
+        raise ConfigError(explain(f"sigmas={sigmas!r}", "two noise levels, the lower one first", "Correct them"))
+    return Guide("guidance_interval", SigmaBand(*sigmas))
