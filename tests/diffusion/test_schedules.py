@@ -61,7 +61,7 @@ def never_worse(cache: StepCache) -> Schedule:
 
     assert measured(made.steps) == pytest.approx(made.error, rel=1e-4)
     assert measured((0, 2, 4)) == pytest.approx(made.uniform_error, rel=1e-4)
-    assert made.error <= min(made.uniform_error, made.proposed_error)
+    assert made.error <= made.uniform_error
     return made
 
 
@@ -73,8 +73,18 @@ def test_never_worse_than_even_steps(cache: StepCache) -> None:
 def test_a_worse_schedule_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     worst = ((0, 1, 2), (0, 4, 5))
     monkeypatch.setattr(step_schedules, "climb", lambda start, error, count, **named: max(worst, key=error))
+    monkeypatch.setattr(step_schedules, "_safe", lambda *given: True)
     with pytest.raises(AssertionError):
         never_worse(deepcache())
+
+
+def test_a_schedule_that_is_worse_on_calls_held_out_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step_schedules, "climb", lambda start, error, count, **named: (0, 1, 3))
+    monkeypatch.setattr(step_schedules._Tries, "error", lambda self, steps: 0.5)
+    monkeypatch.setattr(step_schedules._Tries, "held", lambda self, steps: 0.1 if steps == (0, 2, 4) else 0.2)
+    assert calibrated(deepcache()).steps == (0, 2, 4)
+    monkeypatch.setattr(step_schedules._Tries, "held", lambda self, steps: 0.1)
+    assert calibrated(deepcache()).steps == (0, 1, 3)
 
 
 def errors_are_as_defined(order: int) -> None:
