@@ -3,8 +3,10 @@
     python benchmarks/diffusion_time.py                                              # CPU: small models, ratios only
     PYTHONPATH=.:peers python benchmarks/diffusion_time.py --scale full --device cuda --dtype bfloat16 --pairs 10
 
-`full` is a UNet of the size of Stable Diffusion 1.5 at 512 pixels and a transformer of the size of SD3 medium at 1024;
-speed does not depend on the values of weights. Both arms of a pair are one pipeline in one process, in random order.
+`full` is a UNet of the size of Stable Diffusion 1.5 at 512 pixels, a transformer of the size of SD3 medium and one of
+the size of Flux at 1024 (a GPU of 80 GB); speed does not depend on the values of weights. Thresholds of 10 skip
+whatever changes, so that all first-block caches skip the same. Both arms of a pair are one pipeline in one process, in
+random order.
 On a GPU waits of the host are counted by torch (`synchronising_calls`).
 """
 
@@ -18,6 +20,7 @@ from typing import Any
 import diffusers
 import torch
 import typer
+from diffusers.hooks import FirstBlockCacheConfig, TaylorSeerCacheConfig
 from diffusion import peers
 from diffusion.arms import Arm, bare, plugin
 from torch.utils.flop_counter import FlopCounterMode
@@ -29,6 +32,13 @@ from vlm_eff.reference.machine import describe_device
 RESULTS = Path(__file__).parent / "results"
 STEPS = 20
 WORDS = 77
+# four resolutions, so that latents are an eighth of the picture; nothing is decoded
+_VAE: dict[str, Any] = {
+    "block_out_channels": (4,) * 4,
+    "norm_num_groups": 2,
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+}
 
 UNET_ARMS = [
     plugin("forecast:interval=1"),
@@ -44,9 +54,25 @@ TRANSFORMER_ARMS = [
     plugin("forecast:interval=2"),
     plugin("fora:interval=3"),
     plugin("taylorseer:interval=3"),
-    plugin("first_block:threshold=0.1"),
+    plugin("first_block:threshold=10"),
     plugin("cfg_cache:interval=2"),
     plugin("tome_sd:ratio=0.5"),
+]
+
+
+FLUX_ARMS = [
+    plugin("forecast:interval=2"),
+    plugin("fora:interval=3"),
+    plugin("taylorseer:interval=3"),
+    plugin("first_block:threshold=10"),
+    plugin("tome_sd:ratio=0.5"),
+    Arm("diffusers FirstBlockCache, 10", "diffusers", peers.enabled(FirstBlockCacheConfig(threshold=10.0))),
+    Arm(
+        "diffusers TaylorSeerCache, interval 3",
+        "diffusers",
+        peers.enabled(TaylorSeerCacheConfig(cache_interval=3, disable_cache_before_step=3, max_order=1)),
+    ),
+    Arm("cache-dit DBCache, threshold 10", "peer", peers.cache_dit(10.0)),
 ]
 
 
@@ -67,7 +93,7 @@ def unet(scale: str) -> tuple[Any, int]:
 def unet_pipeline(scale: str) -> tuple[Any, dict[str, Any]]:
     """`StableDiffusionPipeline` with random weights, and its prompt."""
     model, width = unet(scale)
-    vae = diffusers.AutoencoderKL(block_out_channels=(4, 4, 4, 4), norm_num_groups=2, down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4)  # fmt: skip  # noqa: E501
+    vae = diffusers.AutoencoderKL(**_VAE)
     none = dict.fromkeys(("text_encoder", "tokenizer", "safety_checker", "feature_extractor"))
     scheduler = diffusers.DPMSolverMultistepScheduler()
     pipe = diffusers.StableDiffusionPipeline(
@@ -91,7 +117,7 @@ def transformer_pipeline(scale: str) -> tuple[Any, dict[str, Any]]:
         pooled_projection_dim=width,
         pos_embed_max_size=size // 2,
     )
-    vae = diffusers.AutoencoderKL(latent_channels=16, block_out_channels=(4, 4, 4, 4), norm_num_groups=2, down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4)  # fmt: skip  # noqa: E501
+    vae = diffusers.AutoencoderKL(latent_channels=16, **_VAE)
     none = {f"{part}{number}": None for part in ("text_encoder", "tokenizer") for number in ("", "_2", "_3")}
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
     pipe = diffusers.StableDiffusion3Pipeline(transformer=model, scheduler=scheduler, vae=vae, **none)
@@ -104,9 +130,34 @@ def transformer_pipeline(scale: str) -> tuple[Any, dict[str, Any]]:
     return pipe, prompt
 
 
+def flux_pipeline(scale: str) -> tuple[Any, dict[str, Any]]:
+    """`FluxPipeline` with random weights, its prompt, and no guidance of two calls."""
+    full = scale == "full"
+    width = 4096 if full else 64
+    model = diffusers.FluxTransformer2DModel(
+        num_layers=19 if full else 2,
+        num_single_layers=38 if full else 6,
+        attention_head_dim=128 if full else 64,
+        num_attention_heads=24 if full else 4,
+        joint_attention_dim=width,
+        pooled_projection_dim=768,
+        axes_dims_rope=(16, 56, 56) if full else (16, 24, 24),
+        guidance_embeds=True,
+    )
+    vae = diffusers.AutoencoderKL(latent_channels=16, **_VAE)
+    none = dict.fromkeys(("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"))
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    pipe = diffusers.FluxPipeline(transformer=model, scheduler=scheduler, vae=vae, **none)
+    side = 1024 if full else 256
+    prompt = {"prompt_embeds": torch.randn(1, WORDS, width), "pooled_prompt_embeds": torch.randn(1, 768)}
+    return pipe, {**prompt, "height": side, "width": side}
+
+
 def runner(pipe: Any, prompt: dict[str, Any], device: torch.device, dtype: torch.dtype) -> Callable[[], None]:
     """A run of all steps that returns when it is done."""
-    given = {name: value.to(device, dtype) for name, value in prompt.items()}
+    given = {
+        name: value.to(device, dtype) if isinstance(value, torch.Tensor) else value for name, value in prompt.items()
+    }
 
     def run() -> None:
         generator = torch.Generator("cpu").manual_seed(0)
@@ -173,6 +224,7 @@ def main(
     for name, make, arms in (
         ("unet", unet_pipeline, UNET_ARMS),
         ("transformer", transformer_pipeline, TRANSFORMER_ARMS),
+        ("flux", flux_pipeline, FLUX_ARMS),
     ):
         pipe, prompt = make(scale)
         pipe.to(place, kind).set_progress_bar_config(disable=True)
@@ -185,7 +237,7 @@ def main(
                 rows[name].append({"label": arm.label, "kind": arm.kind, "error": f"{type(error).__name__}: {error}"})
             typer.echo(rows[name][-1])
     config = {"scale": scale, "dtype": dtype, "steps": STEPS, "pairs": pairs}
-    model = "random weights: UNet of SD1.5's shape, transformer of SD3's shape"
+    model = "random weights: UNet of SD1.5's shape, transformers of SD3's and of Flux's"
     record = Record("time of diffusion methods, with / bare", "1", model, config, describe_device(place), pairs, rows)
     typer.echo(record.write(output or RESULTS / f"diffusion_time_{place.type}.json"))
 

@@ -77,6 +77,20 @@ def _hooked(apply: Any, names: tuple[str, ...]) -> Any:
     return opened
 
 
+def enabled(config: Any) -> Any:
+    """A cache of diffusers on a transformer that has them by class, whose pipeline names its cache contexts."""
+
+    @contextmanager
+    def opened(pipe: Any) -> Iterator[None]:
+        pipe.transformer.enable_cache(config)
+        try:
+            yield
+        finally:
+            pipe.transformer.disable_cache()
+
+    return opened
+
+
 def first_block(threshold: float) -> Any:
     """diffusers' FirstBlockCache."""
     from diffusers.hooks import FirstBlockCacheConfig, apply_first_block_cache
