@@ -64,8 +64,8 @@ def test_nothing_is_bit_identical_under_every_scheduler(name: str, scheduler: st
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if "sd" in case.families])
 def test_it_runs_under_every_scheduler(name: str, scheduler: str) -> None:
     tiny = with_scheduler(tiny_pipeline("sd"), scheduler)
+    # what detaching leaves does not depend on the scheduler's arithmetic: asked above, and in test_samplers
     checks.every_run_is_the_same(tiny, CASES[name].changes)
-    checks.detach_restores(tiny, CASES[name].changes)
 
 
 @pytest.mark.parametrize(("family", "name"), REFUSED)
