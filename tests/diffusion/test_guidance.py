@@ -15,7 +15,8 @@ from vlm_eff import attach
 from vlm_eff.core.denoise import GuidanceSite, NoGuidance
 from vlm_eff.core.errors import CapabilityError, StateError
 from vlm_eff.diffusion import adaptive_guidance, cfg_cache, deepcache, first_block, forecast, guidance_interval, tome_sd
-from vlm_eff.diffusion.guidance import DropAfter, Guide
+from vlm_eff.diffusion.gate import GuidedToGate
+from vlm_eff.diffusion.guidance import Guide
 from vlm_eff.models.denoise import guidance as driver
 from vlm_eff.models.denoise import halves
 
@@ -199,7 +200,7 @@ def test_the_cosine_ends_guidance_once_and_for_all() -> None:
     with attach(tiny.pipe, adaptive_guidance(bound=-1.0)) as handle:
         tiny(5)
     assert handle.stats().runs[-1].notes == {"guidance_whole": 1, "guidance_half": 4}
-    with attach(tiny.pipe, Guide("gate", DropAfter(1))) as handle:
+    with attach(tiny.pipe, Guide("gate", GuidedToGate(0.2))) as handle:
         tiny(5)
     assert handle.stats().runs[-1].notes == {"guidance_whole": 2, "guidance_half": 3}
 
@@ -250,7 +251,7 @@ def test_unguided_steps_start_forecasts_anew() -> None:
     assert [seen.rows for seen in calls] == [1, 2, 2, 1, 1]
 
 
-GUIDES = (guidance_interval(0.25, 0.65), adaptive_guidance(bound=-1.0), Guide("gate", DropAfter(3)))
+GUIDES = (guidance_interval(0.25, 0.65), adaptive_guidance(bound=-1.0), Guide("gate", GuidedToGate(0.3)))
 
 
 @pytest.mark.parametrize("guide", GUIDES, ids=lambda guide: guide.name)

@@ -230,8 +230,13 @@ SCHEDULERS = ("DDIM", "PNDM", "DPMSolverMultistep", "UniPCMultistep", "HeunDiscr
 
 def make_pipeline(family: str) -> TinyPipeline:
     """A new pipeline with the weights that `tiny_pipeline` has."""
+    return ready(_MAKE[family])
+
+
+def ready(make: Callable[[], TinyPipeline]) -> TinyPipeline:
+    """What `make` makes, from seed 0, with no weight at zero and no progress bar."""
     torch.manual_seed(0)
-    made = _MAKE[family]()
+    made = make()
     for module in made.pipe.components.values():
         if isinstance(module, nn.Module):
             _liven(module.eval())

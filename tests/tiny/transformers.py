@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import diffusers
 import torch
-from torch import nn
 
-from tests.tiny.pipelines import _POOLED, _PROMPT, WIDTH, TinyPipeline, _flux, _liven, _vae
+from tests.tiny.pipelines import _POOLED, _PROMPT, WIDTH, TinyPipeline, _flux, _vae, ready
 
 
 def _flux2() -> TinyPipeline:
@@ -116,10 +114,4 @@ OTHERS = tuple(_MAKE)
 @functools.cache
 def other_pipeline(family: str) -> TinyPipeline:
     """The tests' shared pipeline of a form; whoever attaches detaches."""
-    torch.manual_seed(0)
-    made: Any = _MAKE[family]()
-    for module in made.pipe.components.values():
-        if isinstance(module, nn.Module):
-            _liven(module.eval())
-    made.pipe.set_progress_bar_config(disable=True)
-    return made  # type: ignore[no-any-return]
+    return ready(_MAKE[family])

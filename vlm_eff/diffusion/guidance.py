@@ -167,21 +167,6 @@ class UntilAlike:
         return not view.notes["alike"]
 
 
-@part
-@dataclass(frozen=True)
-class DropAfter:
-    """Guides up to step `gate` and no more behind it."""
-
-    gate: int
-    looks = False
-
-    def __post_init__(self) -> None:
-        check_count("gate", self.gate, 0)
-
-    def __call__(self, view: UnitView) -> bool:
-        return view.step.index <= self.gate
-
-
 def cosines(view: UnitView) -> Tensor:
     """Cosine [R] of the two halves of the last guided step, over the channels that the latents have."""
     past = view.history[-1]

@@ -30,11 +30,10 @@ class Branches:
     def __init__(self) -> None:
         self._names: list[tuple[str, str]] = []
         self._known: list[tuple[str, Tensor, int]] = []
-        self._count = 0
 
     def reset(self) -> None:
         """A new run begins."""
-        self._names, self._known, self._count = [], [], 0
+        self._names, self._known = [], []
 
     def of(self, denoiser: str, context: str | None, named: dict[str, Any]) -> int:
         """Number of the branch of a call; named: the denoiser's arguments by name."""

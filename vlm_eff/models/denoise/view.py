@@ -22,7 +22,6 @@ class Call:
               guidance
     skipped:  share of the FLOPs of what reaches it that is not computed
     fresh:    nothing kept may be used in it: units inside it were left out of the last step, or had other rows
-    exact:    False once anything that is not skipped is cheaper than in the bare model, nobody knows by how much
     saved:    FLOPs by which what is not skipped is cheaper than in the bare model (merged tokens)
     notes:    what drivers tell one another within this call
     figures:  the notes of the run's report
@@ -35,7 +34,6 @@ class Call:
     named: dict[str, Any]
     factor: float = 1.0
     skipped: float = 0.0
-    exact: bool = True
     fresh: bool = False
     saved: int = 0
     notes: dict[str, Any] = field(default_factory=dict)
