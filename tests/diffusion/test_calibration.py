@@ -14,7 +14,7 @@ import torch
 from tests.tiny.pipelines import TinyPipeline, tiny_pipeline
 from vlm_eff import attach
 from vlm_eff.core.config import from_dict, to_dict
-from vlm_eff.core.errors import CapabilityError, ConfigError
+from vlm_eff.core.errors import CapabilityError, ConfigError, InputError
 from vlm_eff.diffusion import calibrate_magcache, calibrate_teacache, calibration, magcache, teacache
 from vlm_eff.diffusion.calibration import ChangeCurve, MagnitudeTable, Provenance, fit_curve, read_calibration
 
@@ -163,3 +163,11 @@ def test_unets_and_short_runs_cannot_be_calibrated() -> None:
 def test_calibrations_travel_with_the_plugin() -> None:
     plugin = teacache(ChangeCurve((0.0, 1.0), (0.0, 1.0), Provenance(size=(1, 2))))
     assert from_dict(json.loads(json.dumps(to_dict(plugin)))) == plugin
+
+
+@pytest.mark.parametrize("calibrate", [calibrate_teacache, calibrate_magcache])
+def test_a_place_that_cannot_be_written_is_refused_before_any_run(calibrate: Any, tmp_path: Path) -> None:
+    for place in (tmp_path / "nowhere" / "fit.json", tmp_path):
+        with pytest.raises(InputError, match="folder"):
+            # the pipeline is not even looked at
+            calibrate(None, {}, save=place)

@@ -187,6 +187,13 @@ def test_files_of_others_are_refused(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(1)}, str(tmp_path / "other.safetensors"))
     with pytest.raises(InputError, match="no prompt store"):
         PromptStore.load(tmp_path / "other.safetensors")
+    whole = (tmp_path / "other.safetensors").read_bytes()
+    for broken in (b"", whole[: len(whole) // 2], b"[1, 2]"):
+        (tmp_path / "broken.safetensors").write_bytes(broken)
+        with pytest.raises(InputError, match="no prompt store"):
+            PromptStore.load(tmp_path / "broken.safetensors")
+    with pytest.raises(InputError, match="no prompt store"):
+        PromptStore.load(tmp_path / "nowhere.safetensors")
 
 
 def entry(key: float, steps: tuple[int, ...]) -> Trajectory:

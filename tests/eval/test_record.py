@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from vlm_eff.core.errors import InputError
-from vlm_eff.eval.files import make_folder, write_file
+from vlm_eff.core.files import make_folder, write_file
 from vlm_eff.eval.record import Record, read_record
 
 RECORD = Record(

@@ -13,10 +13,10 @@ import vlm_eff
 from vlm_eff.cli.output import print_json, print_table, print_text, progress
 from vlm_eff.cli.run import plugins_of
 from vlm_eff.core.errors import ConfigError, explain
+from vlm_eff.core.files import make_folder, png, write_file
 from vlm_eff.core.handle import Handle
 from vlm_eff.eval.contact_sheet import contact_sheet, to_image
 from vlm_eff.eval.denoising import DenoiseArm, DenoiseComparison, compare_denoising
-from vlm_eff.eval.files import make_folder, png, write_file
 from vlm_eff.eval.loading import quiet_libraries
 from vlm_eff.eval.painter import Painter, load_painter
 

@@ -9,9 +9,8 @@ from rich.table import Table
 
 from vlm_eff.cli.output import print_json, print_table, progress
 from vlm_eff.cli.run import plugins_of, refuse_repeated
-from vlm_eff.core.errors import InputError, explain
+from vlm_eff.core.files import check_place, write_file
 from vlm_eff.core.plugin import Plugin
-from vlm_eff.eval.files import write_file
 from vlm_eff.eval.kv_meter import Result, kv_meter
 from vlm_eff.eval.kv_plot import plot_errors
 from vlm_eff.eval.loading import load_subject, quiet_libraries
@@ -39,10 +38,8 @@ def measure_cache(options: MeterOptions) -> None:
     refuse_repeated(options.plugins)
     plugins = {spec: _together(spec) for spec in options.plugins}
     images = [open_image(path) for path in options.images]
-    if options.plot is not None and not options.plot.parent.is_dir():
-        raise InputError(
-            explain(f"{options.plot} in a folder that is not there", "a folder that exists", "Make the folder first")
-        )
+    if options.plot is not None:
+        check_place(options.plot)
     quiet_libraries()
     with progress("loading the model"):
         subject = load_subject(options.model, dtype=options.dtype, device=options.device, attention=options.attention)

@@ -14,10 +14,10 @@ from rich.table import Table
 import vlm_eff
 from vlm_eff.cli.output import print_json, print_table, print_text, progress, say
 from vlm_eff.core.errors import CapabilityError, ConfigError, explain
+from vlm_eff.core.files import make_folder, png, write_file
 from vlm_eff.core.handle import Handle
 from vlm_eff.core.plugin import Plugin
 from vlm_eff.eval.compare import Arm, Comparison, compare
-from vlm_eff.eval.files import make_folder, png, write_file
 from vlm_eff.eval.loading import load_subject, quiet_libraries
 from vlm_eff.eval.overlay import overlay
 from vlm_eff.eval.subject import Subject, open_image

@@ -33,6 +33,13 @@ def make_folder(folder: Path) -> Path:
     return folder
 
 
+def check_place(path: Path) -> None:
+    """Raise `InputError` where a file could not be written; asked before the work that it is for."""
+    if not path.parent.is_dir() or path.is_dir():
+        got = f"{path} in a folder that is not there" if not path.parent.is_dir() else f"{path}, which is a folder"
+        raise InputError(explain(got, "a file in a folder that exists", "Make the folder, or choose another name"))
+
+
 def write_file(path: Path, content: str | bytes) -> Path:
     """Write a file beside its place and move it there, so that nobody ever sees half of it."""
     data = content.encode() if isinstance(content, str) else content

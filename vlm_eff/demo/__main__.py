@@ -11,12 +11,12 @@ from rich.console import Console
 from rich.progress import Progress
 
 from vlm_eff.core.errors import VlmEffError
+from vlm_eff.core.files import make_folder, write_file
 from vlm_eff.demo.asking import Asked, Score, ask, score, spread
 from vlm_eff.demo.page import page
 from vlm_eff.demo.pictures import Question, easy_vqa_pictures, photographs, scene_pictures
 from vlm_eff.demo.tables import PHOTOGRAPH_NOTE, question_table, score_table
 from vlm_eff.eval.budgets import Setting, settings_at, sizes_of
-from vlm_eff.eval.files import make_folder, write_file
 from vlm_eff.eval.loading import load_subject, quiet_libraries
 from vlm_eff.eval.subject import Subject
 from vlm_eff.reference.evaluate import Sample, easy_vqa_samples, scene_samples

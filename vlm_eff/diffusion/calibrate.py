@@ -13,6 +13,7 @@ import torch
 
 from vlm_eff.core.denoise import DenoiseContext, DenoisePlugin, StackSite
 from vlm_eff.core.errors import ConfigError, explain
+from vlm_eff.core.files import check_place
 from vlm_eff.core.plugin import BindContext
 from vlm_eff.core.resources import Resource
 from vlm_eff.diffusion.calibration import ChangeCurve, MagnitudeTable, Provenance, fit_curve, save_calibration
@@ -81,8 +82,11 @@ def calibrate_teacache(pipe: Any, *calls: Mapping[str, Any], save: str | Path | 
 
     Raises:
         ConfigError: no call was given, or runs of fewer than 4 steps.
+        InputError: `save` lies in no folder (before any run).
         CapabilityError: a UNet, or a transformer whose blocks or norms are not known.
     """
+    if save is not None:
+        check_place(Path(save))
     recorder = _record(pipe, calls, ("modulated",))
     curve = fit_curve(recorder.pairs, recorder.made)
     if save is not None:
@@ -101,8 +105,11 @@ def calibrate_magcache(pipe: Any, *calls: Mapping[str, Any], save: str | Path | 
 
     Raises:
         ConfigError: no call was given, or runs of fewer than 4 steps.
+        InputError: `save` lies in no folder (before any run).
         CapabilityError: a UNet, or a transformer whose blocks are not known.
     """
+    if save is not None:
+        check_place(Path(save))
     recorder = _record(pipe, calls, ())
     rows = []
     for _, steps in sorted(recorder.ratios.items()):

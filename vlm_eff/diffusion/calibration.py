@@ -14,6 +14,7 @@ from torch import Tensor
 from vlm_eff.core.config import from_dict, part, to_dict
 from vlm_eff.core.denoise import DenoiseContext
 from vlm_eff.core.errors import CapabilityError, ConfigError, explain
+from vlm_eff.core.files import write_file
 
 C = TypeVar("C")
 BINS = 16
@@ -137,7 +138,7 @@ def _mean(pool: list[tuple[float, float]], axis: int) -> float:
 
 def save_calibration(calibration: ChangeCurve | MagnitudeTable, path: str | Path) -> None:
     """Write a calibration as JSON."""
-    Path(path).write_text(json.dumps(to_dict(calibration), indent=2) + "\n", encoding="utf-8")
+    write_file(Path(path), json.dumps(to_dict(calibration), indent=2) + "\n")
 
 
 def read_calibration(source: Any, kind: type[C], method: str) -> C:

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
 from vlm_eff.core.errors import ConfigError, InputError, explain
+from vlm_eff.core.files import write_file
 from vlm_eff.models.denoise.start import Point, Trajectory
 
 _FORMAT = "vlm_eff prompt store 1"
@@ -117,13 +118,19 @@ class PromptStore:
             entries.append(
                 {"settings": trajectory.settings, "count": trajectory.count, "parts": parts, "points": points}
             )
-        save_file(tensors, str(path), {"format": _FORMAT, "entries": json.dumps(entries)})
+        write_file(Path(path), save(tensors, {"format": _FORMAT, "entries": json.dumps(entries)}))
 
     @classmethod
     def load(cls, path: str | Path, max_bytes: int = 1 << 30, max_entries: int = 256) -> PromptStore:
         """Read what `save` wrote, on the CPU; `InputError` for another file."""
         made = cls(max_bytes, max_entries)
-        with safe_open(str(path), framework="pt") as file:
+        try:
+            opened = safe_open(str(path), framework="pt")
+        except (OSError, SafetensorError) as error:
+            raise InputError(
+                explain(f"{path} is no prompt store ({error})", _FORMAT, "Give a file that save() wrote")
+            ) from None
+        with opened as file:
             meta = file.metadata() or {}
             if meta.get("format") != _FORMAT:
                 raise InputError(explain(f"{path} is no prompt store", _FORMAT, "Give a file that save() wrote"))

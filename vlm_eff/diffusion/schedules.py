@@ -14,6 +14,7 @@ from torch import Tensor
 from vlm_eff.core.config import part
 from vlm_eff.core.denoise import DenoiseContext
 from vlm_eff.core.errors import ConfigError, InputError, explain
+from vlm_eff.core.files import write_file
 from vlm_eff.diffusion.policies import AtSteps
 from vlm_eff.models.denoise.view import UnitView
 
@@ -163,9 +164,7 @@ class Schedule:
 
     def write(self, path: str | Path) -> Path:
         """Write the schedule as JSON."""
-        path = Path(path)
-        path.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n", encoding="utf-8")
-        return path
+        return write_file(Path(path), json.dumps(dataclasses.asdict(self), indent=2) + "\n")
 
 
 def read_schedule(path: str | Path) -> Schedule:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_eff.core.errors import InputError, explain
-from vlm_eff.eval.files import write_file
+from vlm_eff.core.files import write_file
 from vlm_eff.reference.machine import package_versions
 
 
