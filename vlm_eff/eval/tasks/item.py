@@ -1,0 +1,127 @@
+"""One question with what it is about, and a named set of them."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from vlm_eff.core.errors import InputError, explain
+from vlm_eff.eval.subject import open_image
+from vlm_eff.video.sampling import Sampling
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image: a file, the bytes of one, or pixels in memory. Nothing is read before `open`.
+
+    size: [width, height] to shrink it to when it is opened; None leaves it as it is
+    """
+
+    source: Path | bytes | Image.Image = field(repr=False)
+    size: tuple[int, int] | None = None
+
+    def open(self) -> Image.Image:
+        """The picture as RGB.
+
+        Raises:
+            InputError: missing, no picture, or damaged.
+        """
+        if isinstance(self.source, Path):
+            made = open_image(self.source)
+        elif isinstance(self.source, bytes):
+            made = _decoded(self.source)
+        else:
+            made = self.source.convert("RGB")
+        return made if self.size is None else made.resize(self.size, Image.Resampling.BICUBIC)
+
+
+@dataclass(frozen=True)
+class Footage:
+    """A video: a file, an animated picture, or a folder of frames in the order of their names.
+
+    start, end: seconds of the part that is asked about; None is the beginning and the end
+    fps:        frames a second, for a folder, which does not tell
+    """
+
+    path: Path
+    start: float | None = None
+    end: float | None = None
+    fps: float | None = None
+
+
+Media = Picture | Footage
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question.
+
+    id:      unique in its task, the benchmark's own id where it has one
+    prompt:  what is put to the model: question, options and instruction, without placeholders of media
+    media:   pictures and videos in the order in which they are shown; none for a question about text alone
+    gold:    what the metric compares with, in its own keys (see the metric); JSON
+    cluster: the picture or video it belongs to: items of one cluster are not independent
+    groups:  by name of the breakdown, the part this item belongs to, such as {"question_type": "how many"}
+    """
+
+    id: str
+    prompt: str
+    media: tuple[Media, ...]
+    gold: Mapping[str, Any]
+    cluster: str = ""
+    groups: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A set of questions, how they are asked, and the metric that scores the answers.
+
+    version:        of the questions and of the way they are asked; runs of different versions are not compared
+    metric:         name in `vlm_eff.eval.metrics`
+    max_new_tokens: longest answer
+    sampling:       which frames of a video are shown; None where there are no videos
+    """
+
+    name: str
+    version: str
+    metric: str
+    items: tuple[Item, ...]
+    max_new_tokens: int = 16
+    sampling: Sampling | None = None
+
+    def __post_init__(self) -> None:
+        ids = [item.id for item in self.items]
+        if not ids:
+            raise InputError(explain(f"task {self.name} without items", "one item or more", "Check the files read"))
+        if len(set(ids)) < len(ids):
+            twice = next(one for one in ids if ids.count(one) > 1)
+            raise InputError(explain(f"item {twice!r} twice in {self.name}", "unique ids", "Correct the reader"))
+
+    @cached_property
+    def digest(self) -> str:
+        """What stands for ids, prompts and gold answers of all items, in their order."""
+        text = json.dumps([[item.id, item.prompt, item.gold] for item in self.items], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _decoded(data: bytes) -> Image.Image:
+    try:
+        with Image.open(io.BytesIO(data)) as picture:
+            return picture.convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        problem = f"{len(data)} bytes that are no picture ({str(error).splitlines()[0][:80]})"
+    raise InputError(explain(problem, "a PNG, JPEG, WebP or other file that Pillow reads", "Check the data set"))
+
+
+def pixels_digest(image: Image.Image | np.ndarray) -> str:
+    """What stands for the pixels of a picture or of frames in a run's lines."""
+    return hashlib.sha256(np.ascontiguousarray(image).tobytes()).hexdigest()[:16]
