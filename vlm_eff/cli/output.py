@@ -36,8 +36,13 @@ def say(text: str) -> None:
     typer.echo(f"vlm-eff: {text}", err=True)
 
 
+def stderr() -> Console:
+    """The console for progress bars."""
+    return Console(stderr=True)
+
+
 @contextmanager
 def progress(text: str) -> Iterator[None]:
     """Show on stderr what is going on, where somebody watches."""
-    with Console(stderr=True).status(text):
+    with stderr().status(text):
         yield

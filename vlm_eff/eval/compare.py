@@ -89,7 +89,7 @@ def compare(
             report = _last(handle)
             if watch is not None:
                 watch(name, handle)
-            times = _time_first_token(subject, handle, inputs, pairs, warmup, seed) if pairs else None
+            times = time_first_token(subject, handle, inputs, pairs, warmup, seed) if pairs else None
         arms.append(_arm(name, answer, bare_answer, report, times))
     return Comparison(
         subject.name,
@@ -107,7 +107,11 @@ def timing_label(subject: Subject) -> str:
     return "CPU, ratios only" if subject.device.type == "cpu" else describe_device(subject.device)
 
 
-def _time_first_token(subject: Subject, handle: Handle, inputs: Any, pairs: int, warmup: int, seed: int) -> PairedTimes:
+def time_first_token(
+    subject: Subject, handle: Handle, inputs: Any, pairs: int, warmup: int = 3, seed: int = 0
+) -> PairedTimes:
+    """Time to the first token with what the handle carries / bare, in pairs; bare is the same handle, paused."""
+
     def bare() -> None:
         with handle.paused():
             subject.first_token(inputs)

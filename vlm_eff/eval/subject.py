@@ -12,9 +12,26 @@ import torch
 from PIL import Image, ImageOps
 
 from vlm_eff.core.errors import InputError, explain
+from vlm_eff.video.clip import Clip
 
 # what people write for a picture; only what a tokenizer does not know is refused
 _LOOKS_LIKE_PLACEHOLDER = re.compile(r"<\|?/?(?:image|img|picture|vision)[^<>\s]*>|\[(?:image|img)\]", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one row of a batch shows, in order, and asks behind it."""
+
+    shown: tuple[Image.Image | Clip, ...]
+    prompt: str
+
+    def content(self) -> list[dict[str, Any]]:
+        """The parts of the message, as chat templates take them."""
+        media = [
+            {"type": "video", "video": one.frames} if isinstance(one, Clip) else {"type": "image", "image": one}
+            for one in self.shown
+        ]
+        return [*media, {"type": "text", "text": self.prompt}]
 
 
 @dataclass(frozen=True)
@@ -42,18 +59,50 @@ class Subject:
         """
         placeholder = self._placeholder()
         written = check_prompt(prompt, len(images), placeholder, self.processor.tokenizer.get_vocab())
-        if written or not getattr(self.processor, "chat_template", None):
+        if written or not self.chats:
             text = prompt if written else f"{placeholder * len(images)}\n{prompt}"
             made = self.processor(images=[list(images)], text=[text], return_tensors="pt")
-        else:
-            content = [{"type": "image", "image": image} for image in images] + [{"type": "text", "text": prompt}]
-            made = self.processor.apply_chat_template(
-                [{"role": "user", "content": content}],
-                add_generation_prompt=True,
-                tokenize=True,
-                return_dict=True,
-                return_tensors="pt",
-            )
+            return made.to(self.device, self.model.dtype)
+        return self.batch([Row(tuple(images), prompt)])
+
+    @property
+    def chats(self) -> bool:
+        """The processor has a chat template."""
+        return bool(getattr(self.processor, "chat_template", None))
+
+    @property
+    def watches(self) -> bool:
+        """The processor takes videos; otherwise frames are shown as pictures."""
+        return getattr(self.processor, "video_processor", None) is not None
+
+    def batch(self, rows: Sequence[Row]) -> Any:
+        """Model inputs for several questions at once, padded on the left; nothing is written into their prompts.
+
+        Raises:
+            InputError: no chat template, an empty prompt, placeholders in a prompt, or a video for a model that takes
+                pictures alone.
+        """
+        if not self.chats:
+            accepted = "a processor with a chat template"
+            raise InputError(explain(f"{self.name} has none", accepted, "Save a chat_template.jinja beside the model"))
+        known = self.processor.tokenizer.get_vocab()
+        for row in rows:
+            if row.shown and check_prompt(row.prompt, len(row.shown), self._placeholder(), known):
+                accepted = "prompts without placeholders: the chat template puts them where they belong"
+                raise InputError(explain(f"{row.prompt[:60]!r} holds a placeholder", accepted, "Leave it out"))
+        clips = [one for row in rows for one in row.shown if isinstance(one, Clip)]
+        if clips and not self.watches:
+            raise InputError(explain(f"a video for {self.name}", "pictures", "Show its frames as pictures"))
+        # frames are chosen already, and the processor is told when each of them is shown
+        videos = {"do_sample_frames": False, "video_metadata": [clip.metadata() for clip in clips]} if clips else {}
+        made = self.processor.apply_chat_template(
+            [[{"role": "user", "content": row.content()}] for row in rows],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            processor_kwargs={"padding": True, "padding_side": "left", **videos},
+        )
         return made.to(self.device, self.model.dtype)
 
     def answer(self, inputs: Any, *, max_new_tokens: int) -> str:

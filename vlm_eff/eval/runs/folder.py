@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from vlm_eff.core.errors import InputError, explain
 from vlm_eff.core.files import make_folder, write_file
@@ -144,19 +144,37 @@ def _twice(sample: Sample, path: Path) -> InputError:
     return InputError(explain(f"item {sample.id!r} twice, again in {path}", "one line an item", "Remove one of them"))
 
 
+def _take(stream: BinaryIO, path: Path) -> None:
+    """Keep other processes out of the file, for as long as this one lives; not on systems without such locks."""
+    try:
+        import fcntl
+    except ImportError:
+        return
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        stream.close()
+        accepted = "one process a file"
+        raise InputError(explain(f"another process writes {path}", accepted, "Wait for it, or end it")) from None
+
+
 class SampleWriter:
-    """Appends lines, each whole and on disk before `add` returns; used as a context manager."""
+    """Appends lines, each whole and on disk before `add` returns; used as a context manager.
+
+    Raises:
+        InputError: on entering, while another process has the file open for writing.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def __enter__(self) -> SampleWriter:
-        data = self._path.read_bytes() if self._path.exists() else b""
-        whole = data.rfind(b"\n") + 1
-        self._stream = self._path.open("r+b" if data else "wb")
+        self._stream = self._path.open("a+b")
+        _take(self._stream, self._path)
+        self._stream.seek(0)
+        whole = self._stream.read().rfind(b"\n") + 1
         # the cut end of a line would join the next one
         self._stream.truncate(whole)
-        self._stream.seek(whole)
         return self
 
     def add(self, samples: Iterable[Sample]) -> None:

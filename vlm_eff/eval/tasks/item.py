@@ -23,11 +23,11 @@ from vlm_eff.video.sampling import Sampling
 class Picture:
     """An image: a file, the bytes of one, or pixels in memory. Nothing is read before `open`.
 
-    size: [width, height] to shrink it to when it is opened; None leaves it as it is
+    scale: of both sides when it is opened, for the baseline that shows a smaller picture
     """
 
     source: Path | bytes | Image.Image = field(repr=False)
-    size: tuple[int, int] | None = None
+    scale: float = 1.0
 
     def open(self) -> Image.Image:
         """The picture as RGB.
@@ -41,7 +41,10 @@ class Picture:
             made = _decoded(self.source)
         else:
             made = self.source.convert("RGB")
-        return made if self.size is None else made.resize(self.size, Image.Resampling.BICUBIC)
+        if self.scale == 1:
+            return made
+        width, height = (max(1, round(side * self.scale)) for side in made.size)
+        return made.resize((width, height), Image.Resampling.BICUBIC)
 
 
 @dataclass(frozen=True)
@@ -50,12 +53,14 @@ class Footage:
 
     start, end: seconds of the part that is asked about; None is the beginning and the end
     fps:        frames a second, for a folder, which does not tell
+    scale:      of both sides of its frames
     """
 
     path: Path
     start: float | None = None
     end: float | None = None
     fps: float | None = None
+    scale: float = 1.0
 
 
 Media = Picture | Footage
