@@ -73,7 +73,7 @@ class Item:
     id:      unique in its task, the benchmark's own id where it has one
     prompt:  what is put to the model: question, options and instruction, without placeholders of media
     media:   pictures and videos in the order in which they are shown; none for a question about text alone
-    gold:    what the metric compares with, in its own keys (see the metric); JSON
+    gold:    what the metric compares with, in its own keys (see the metric); JSON; empty where it is not public
     cluster: the picture or video it belongs to: items of one cluster are not independent
     groups:  by name of the breakdown, the part this item belongs to, such as {"question_type": "how many"}
     """
@@ -110,6 +110,25 @@ class Task:
         if len(set(ids)) < len(ids):
             twice = next(one for one in ids if ids.count(one) > 1)
             raise InputError(explain(f"item {twice!r} twice in {self.name}", "unique ids", "Correct the reader"))
+
+    @cached_property
+    def scored(self) -> bool:
+        """The gold answers are there; the answers to a test split whose gold is not public can only be submitted."""
+        return all(item.gold for item in self.items)
+
+    def check_gold(self) -> None:
+        """Raise `InputError` where some items have gold answers and others have none."""
+        bare = [item.id for item in self.items if not item.gold]
+        if bare and len(bare) < len(self.items):
+            got = f"{len(bare)} of {len(self.items)} items of {self.name} have no gold answer, the first is {bare[0]!r}"
+            raise InputError(explain(got, "gold for all items, or for none", "Check the annotation file"))
+
+    def require_gold(self) -> None:
+        """Raise `InputError` where answers cannot be scored."""
+        self.check_gold()
+        if not self.scored:
+            got = f"{self.name} ({self.version}) without gold answers: they are not public"
+            raise InputError(explain(got, "a split with gold answers", "Choose another split, or write a submission"))
 
     @cached_property
     def digest(self) -> str:
