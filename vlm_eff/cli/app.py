@@ -180,6 +180,14 @@ def kernels_command(device: Device = "auto", json: Json = False) -> None:
     show_kernels(device, as_json=json)
 
 
+@app.command("tasks")
+def tasks_command(json: Json = False) -> None:
+    """List every task: what is asked, the files it is read from, and its metric."""
+    from vlm_eff.cli.tasks import show_tasks
+
+    show_tasks(as_json=json)
+
+
 @app.command("explain")
 def explain_command(
     model: Model = None, dtype: Dtype = "auto", device: Device = "cpu", attn: Attention = "sdpa"
