@@ -13,6 +13,7 @@ import pytest
 from tests.video.clips import SIZE, numbers, real_clips, write_clip
 from vlm_eff.core.errors import CapabilityError, ConfigError, InputError
 from vlm_eff.video import Clip, apart, packets, read_video, reader
+from vlm_eff.video.broken import Deadline
 
 BACKENDS = ("av", "decord")
 KINDS = {
@@ -53,9 +54,10 @@ def test_any_order_and_repeats(tmp_path: Path, backend: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_jumping_to_key_frames_changes_nothing(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_clip(tmp_path / kind, frames=40, gop=5, **KINDS[kind])
-    index = packets.look_over(path)
-    jumped, _ = packets.decode(path, index, [1, 17, 38], jump=True)
-    walked, _ = packets.decode(path, index, [1, 17, 38], jump=False)
+    deadline = Deadline(path, 60)
+    index = packets.look_over(path, deadline)
+    jumped, _ = packets.decode(path, index, [1, 17, 38], deadline, jump=True)
+    walked, _ = packets.decode(path, index, [1, 17, 38], deadline, jump=False)
     assert sorted(jumped) == sorted(walked) == [1, 17, 38]
     assert all(np.array_equal(jumped[number], walked[number]) for number in walked)
     if index.times is not None:
@@ -237,7 +239,7 @@ def test_a_decoder_that_hangs_is_ended(tmp_path: Path, first: str, monkeypatch: 
     path = write_clip(tmp_path / "a.mp4", frames=4)
     (tmp_path / "hangs.py").write_text(HANGS.format(first=first))
     monkeypatch.setattr(apart, "CHILD", tmp_path / "hangs.py")
-    monkeypatch.setattr(reader, "_pick", lambda backend: "decord")
+    monkeypatch.setattr(reader, "_pick", lambda backend, path: "decord")
     begun = time.monotonic()
     with pytest.raises(InputError, match=r"did not finish .* in 1\.5 seconds and was ended.*backend=\"av\""):
         read_video(path, frames=2, timeout_s=1.5)
@@ -252,7 +254,7 @@ def test_a_decoder_that_dies_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
     path = write_clip(tmp_path / "a.mp4", frames=4)
     (tmp_path / "dies.py").write_text("import os\nos.kill(os.getpid(), 11)\n")
     monkeypatch.setattr(apart, "CHILD", tmp_path / "dies.py")
-    monkeypatch.setattr(reader, "_pick", lambda backend: "decord")
+    monkeypatch.setattr(reader, "_pick", lambda backend, path: "decord")
     with pytest.raises(InputError, match=r"died .*exit status -11"):
         read_video(path, frames=2)
 

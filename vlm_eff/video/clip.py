@@ -10,14 +10,14 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Clip:
-    """Frames chosen from one video file.
+    """Frames chosen from one video.
 
     frames:     [T, H, W, 3] uint8, RGB
-    indices:    [T] number of each frame in the file, counted from 0 in the order of display
-    timestamps: [T] seconds from the start of the file's first frame
-    fps:        frames a second of the file, on average
-    total:      frames in the file that can be read; expected: frames its header promises, where that is more
-    backend:    "av" or "decord"
+    indices:    [T] number of each frame in the video, counted from 0 in the order of display
+    timestamps: [T] seconds from the start of the video's first frame
+    fps:        frames a second of the video, on average
+    total:      frames that can be read; expected: frames that the file's header promises, where that is more
+    backend:    "av", "decord", "torchcodec" or "pillow"
     """
 
     frames: np.ndarray

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from vlm_eff.video.broken import damaged, no_video
+from vlm_eff.video.broken import Deadline, damaged, no_video
 from vlm_eff.video.clip import Clip
 from vlm_eff.video.sampling import Sampling
 
@@ -39,21 +39,22 @@ class PacketIndex:
         return (self.times[index] - self.times[0]) * self.unit
 
 
-def read_with_av(path: Path, sampling: Sampling, *, allow_partial: bool) -> Clip:
+def read_with_av(path: Path, sampling: Sampling, *, allow_partial: bool, timeout_s: float) -> Clip:
     """Read chosen frames with PyAV; see `read_video`."""
-    index = look_over(path)
+    deadline = Deadline(path, timeout_s)
+    index = look_over(path, deadline)
     whole = index.total == index.expected
     if not whole:
-        index = _before_the_damage(path, index, allow_partial)
+        index = _before_the_damage(path, index, deadline, allow_partial)
     indices = sampling.choose(index.total, index.fps)
-    found, why = decode(path, index, indices, jump=True)
+    found, why = decode(path, index, indices, deadline, jump=True)
     if not set(indices) <= set(found):
         # a jump that lands too late loses frames; reading from the start does not
-        found, why = decode(path, index, indices, jump=False)
+        found, why = decode(path, index, indices, deadline, jump=False)
     if not set(indices) <= set(found):
-        index = _before_the_damage(path, index, allow_partial, why)
+        index = _before_the_damage(path, index, deadline, allow_partial, why)
         indices = sampling.choose(index.total, index.fps)
-        found, why = decode(path, index, indices, jump=False)
+        found, why = decode(path, index, indices, deadline, jump=False)
         if not set(indices) <= set(found):
             raise damaged(path, len(found), index.expected, why)
     return Clip(
@@ -67,7 +68,7 @@ def read_with_av(path: Path, sampling: Sampling, *, allow_partial: bool) -> Clip
     )
 
 
-def look_over(path: Path) -> PacketIndex:
+def look_over(path: Path, deadline: Deadline) -> PacketIndex:
     """Go through the packets of the first video stream (10 to 25 ms for some hundred frames; nothing is decoded).
 
     Raises:
@@ -78,6 +79,7 @@ def look_over(path: Path) -> PacketIndex:
     with _open(path) as (container, stream):
         try:
             for packet in container.demux(stream):
+                deadline.check()
                 if packet.size and not packet.is_discard:
                     times.append(packet.pts)
                     if packet.is_keyframe:
@@ -101,16 +103,23 @@ def look_over(path: Path) -> PacketIndex:
 def _by_duration(container: Any, stream: Any, reach: float, fps: float) -> int:
     """Frames that the header's duration promises, or 0 where it agrees with the packets or does not tell."""
     if stream.duration is not None and stream.time_base:
-        promised = float(stream.duration * stream.time_base)
+        seconds = float(stream.duration * stream.time_base)
     elif container.duration is not None and len(container.streams) == 1:
         # microseconds; with a second stream it may be that one's duration
-        promised = container.duration / 1e6
+        seconds = container.duration / 1e6
     else:
         return 0
-    return round(promised * fps) if promised > reach * (1 + _SLACK) + _SLACK_S else 0
+    return promised(seconds, reach, fps)
 
 
-def decode(path: Path, index: PacketIndex, wanted: list[int], *, jump: bool) -> tuple[dict[int, np.ndarray], str]:
+def promised(seconds: float, reach: float, fps: float) -> int:
+    """Frames that a header's duration promises, or 0 where that is what the packets reach, but for rounding."""
+    return round(seconds * fps) if seconds > reach * (1 + _SLACK) + _SLACK_S else 0
+
+
+def decode(
+    path: Path, index: PacketIndex, wanted: list[int], deadline: Deadline, *, jump: bool
+) -> tuple[dict[int, np.ndarray], str]:
     """The wanted frames as far as they can be decoded, by number, and what went wrong.
 
     jump: go to the key frame before a wanted frame when there is one between it and the frame decoded last
@@ -121,6 +130,7 @@ def decode(path: Path, index: PacketIndex, wanted: list[int], *, jump: bool) -> 
         source, last, place, sought = container.decode(stream), -1, 0, -1
         try:
             while place < len(todo):
+                deadline.check()
                 key = _key_between(index, last, todo[place]) if jump else None
                 # a jump may land before its key frame: the same one again would land there for ever
                 if key is not None and key > sought:
@@ -153,7 +163,9 @@ def _number(index: PacketIndex, frame: Any, last: int) -> int:
     return bisect.bisect_right(index.times, frame.pts) - 1
 
 
-def _before_the_damage(path: Path, index: PacketIndex, allow_partial: bool, why: str = "") -> PacketIndex:
+def _before_the_damage(
+    path: Path, index: PacketIndex, deadline: Deadline, allow_partial: bool, why: str = ""
+) -> PacketIndex:
     """The index cut off where decoding fails first; an error unless that was allowed."""
     if not allow_partial:
         raise damaged(path, index.total, index.expected, why)
@@ -162,6 +174,7 @@ def _before_the_damage(path: Path, index: PacketIndex, allow_partial: bool, why:
         stream.thread_type = "AUTO"
         try:
             for frame in container.decode(stream):
+                deadline.check()
                 if frame.is_corrupt:
                     break
                 readable += 1
