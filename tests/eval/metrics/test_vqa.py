@@ -45,6 +45,16 @@ def test_published_vectors(text: str, evalai: str, official: str) -> None:
     assert (normalise_evalai(text), normalise_vqa(text)) == (evalai, official)
 
 
+def test_normalised_twice_is_normalised_once_officially() -> None:
+    dice = random.Random(0)
+    words = [*"-,.'/ $5aAé", " a", "the ", "dont", "one", "thats", "1,000", "\n", "what's"]
+    for _ in range(2000):
+        once = normalise_vqa("".join(dice.choices(words, k=dice.randint(0, 8))))
+        assert normalise_vqa(once) == once
+    # which does not hold for the other: 's is parted first and joined last
+    assert normalise_evalai(normalise_evalai("thats")) == "that 's" != normalise_evalai("thats")
+
+
 def test_at_most_32_dots_go() -> None:
     assert normalise_vqa("." * 40 + "x") == "." * 8 + "x"
 

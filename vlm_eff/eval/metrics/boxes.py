@@ -10,6 +10,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 from vlm_eff.core.errors import InputError, explain
@@ -22,7 +23,7 @@ COORDINATES: Final = ("unit", "unit-padded", "0-1000", "resized")
 RIGHT_FROM = 0.5
 _N: Final = r"\s*([-+]?(?:[0-9]{1,9}(?:\.[0-9]{0,17})?|\.[0-9]{1,17}))\s*"
 _LIST: Final = re.compile(rf"\[{_N},{_N},{_N},{_N}\]")
-_CORNERS: Final = re.compile(rf"\({_N},{_N}\)\s*,?\s*\({_N},{_N}\)")
+_CORNERS: Final = re.compile(rf"\({_N},{_N}\)\s*(?:,\s*)?\({_N},{_N}\)")
 
 
 def grounding(answer: str, gold: Gold, *, item_id: str = "", compat: Compat | None = None) -> Score:
@@ -42,11 +43,11 @@ def grounding(answer: str, gold: Gold, *, item_id: str = "", compat: Compat | No
     Source: Kazemzadeh et al. 2014; Yu et al. 2016, arXiv:1608.00272; lmms-eval.
     """
     check_compat(compat, "lmms")
-    right = gold_box(gold)
+    right, frame = gold_box(gold), frame_of(gold)
     said = read_box(answer, lists_only=compat == "lmms")
     if said is None:
         return Score(0.0, None, "unparsed")
-    box = to_pixels(said, gold)
+    box = to_pixels(said, frame)
     return Score(float(overlap(box, right) >= RIGHT_FROM), json.dumps(box))
 
 
@@ -59,24 +60,37 @@ def read_box(answer: str, *, lists_only: bool = False) -> Box | None:
     return a, b, c, d
 
 
-def to_pixels(box: Box, gold: Gold) -> Box:
-    """Convert a box to pixels of the original image, corners sorted, by what `gold` says of its coordinates."""
-    width, height = _size(gold, "size")
+@dataclass(frozen=True)
+class Frame:
+    """What coordinates of a model mean: pixels of the original image = said x (across, down) - (left, top)."""
+
+    across: float
+    down: float
+    left: float = 0.0
+    top: float = 0.0
+
+
+def frame_of(gold: Gold) -> Frame:
+    """Read from `gold` what the coordinates of the model mean; see `grounding`."""
     name = choice_of(gold, "coordinates", COORDINATES)
-    left = top = 0.0
+    width, height = _size(gold, "size")
     if name == "unit":
-        across, down = width, height
-    elif name == "0-1000":
-        across, down = width / 1000, height / 1000
-    elif name == "resized":
+        return Frame(width, height)
+    if name == "0-1000":
+        return Frame(width / 1000, height / 1000)
+    if name == "resized":
         shown = _size(gold, "resized")
-        across, down = width / shown[0], height / shown[1]
-    else:
-        across = down = max(width, height)
-        # the processor pastes at a whole pixel
-        left, top = (across - width) // 2, (across - height) // 2
-    x1, y1, x2, y2 = box
-    return sorted_corners((x1 * across - left, y1 * down - top, x2 * across - left, y2 * down - top))
+        return Frame(width / shown[0], height / shown[1])
+    side = max(width, height)
+    # the processor pastes at a whole pixel
+    return Frame(side, side, (side - width) // 2, (side - height) // 2)
+
+
+def to_pixels(box: Box, frame: Frame) -> Box:
+    """Convert a box to pixels of the original image, corners sorted."""
+    x1, x2 = (x * frame.across - frame.left for x in (box[0], box[2]))
+    y1, y2 = (y * frame.down - frame.top for y in (box[1], box[3]))
+    return sorted_corners((x1, y1, x2, y2))
 
 
 def sorted_corners(box: Box) -> Box:

@@ -8,8 +8,10 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Final
 
+from vlm_eff.core.errors import InputError, explain
 from vlm_eff.eval.metrics.gold import LETTERS, choice_of, index_of, letter_of, options_of
 from vlm_eff.eval.metrics.letters import (
     Reading,
@@ -31,7 +33,7 @@ ROTATION: Final = 1_000_000
 def choose(answer: str, gold: Gold, reading: Reading) -> Score:
     """Score what a way of reading finds; nothing found is wrong."""
     right = letter_of(gold)
-    read = reading(answer, options_of(gold))
+    read = reading(answer.strip(), options_of(gold))
     return Score(0.0, None, "unparsed") if read is None else Score(float(read == right), read)
 
 
@@ -56,14 +58,15 @@ def mmmu(answer: str, gold: Gold, *, item_id: str = "", compat: Compat | None = 
 
     Choice: the last (X), else "X ", else X., else the last option text in more than five words. Open: see
     `open_answers`. compat="official" answers a choice question at random where nothing was found, as the official code
-    does; here the option comes from a hash of the item's id and `seed`, and the status stays "unparsed".
+    does; here the option comes from a hash of the item's id and `seed`, and the status stays "unparsed". And of several
+    X. it takes the first option, not the last one found.
 
     Source: Yue et al. 2023, arXiv:2311.16502.
     """
     check_compat(compat, "official")
     if choice_of(gold, "question_type", ("multiple-choice", "open")) == "open":
-        return open_answer(answer, gold)
-    score = choose(answer, gold, last_form)
+        return open_answer(answer, gold, official=compat == "official")
+    score = choose(answer, gold, partial(last_form, first_dotted=compat == "official"))
     if compat == "official" and score.status == "unparsed":
         guess = hashed_letter(item_id, len(options_of(gold)), seed)
         return Score(float(guess == letter_of(gold)), guess, "unparsed")
@@ -77,7 +80,7 @@ def hashed_letter(item_id: str, options: int, seed: int = 0) -> str:
 
 
 def scienceqa(answer: str, gold: Gold, *, item_id: str = "") -> Score:
-    """The letter, or the capital letter and a dot at the start: ScienceQA.
+    """The letter, large or small, or the capital letter and a dot at the start: ScienceQA.
 
     gold: {"answer": letter, "options": [texts, 2 to 5]}
 
@@ -97,7 +100,7 @@ def seed_bench(answer: str, gold: Gold, *, item_id: str = "") -> Score:
 
 
 def mmbench(answer: str, gold: Gold, *, item_id: str = "") -> Score:
-    """The only letter in the answer, or the only option's text: MMBench, without a judge.
+    """The only letter, within the last four words, or the only option's text: MMBench, without a judge.
 
     gold: {"answer": letter, "options": [texts, rotated as asked],
            "index": the official index, question + rotation x 10^6}
@@ -122,6 +125,9 @@ def mmbench_total(items: Sequence[Scored]) -> dict[str, Any]:
     questions: dict[int, dict[int, Scored]] = defaultdict(dict)
     for item in items:
         rotation, question = divmod(index_of(item.gold, "index"), ROTATION)
+        if rotation in questions[question]:
+            twice = f"row {index_of(item.gold, 'index')} twice"
+            raise InputError(explain(twice, "unique indices", "Let the reader keep the official index"))
         questions[question][rotation] = item
     vanilla = [rows[0].score.value for rows in questions.values() if 0 in rows]
     whole = [rows for rows in questions.values() if len(rows) >= max(len(options_of(r.gold)) for r in rows.values())]

@@ -1,8 +1,8 @@
 """What a metric is: a rule that scores one answer, and a way to sum up all of them.
 
-Blanks at the ends are no part of an answer. An answer of blanks alone is wrong whatever the rule says, and unparsed
-answers, empty ones and items that could not be asked stay in every denominator; a variant that does otherwise, because
-the code it repeats does, has a name that says so.
+An answer of blanks alone is wrong whatever the rule says, and unparsed answers, empty ones and items that could not be
+asked stay in every denominator; a variant that does otherwise, because the code it repeats does, has a name that says
+so.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ Aggregate = Callable[[Sequence[Scored]], dict[str, Any]]
 class Metric:
     """A rule for one answer and a sum over all of them.
 
-    rule:         (answer without blanks at its ends, gold, item_id=...) -> Score
+    rule:         (answer, gold, item_id=...) -> Score
     total:        what `aggregate` says of all items
     counts_empty: an empty answer goes to the rule as well, which may call it right: a fault of the code it repeats
     """
@@ -66,10 +66,14 @@ class Metric:
         """
         if is_empty(answer) and not self.counts_empty:
             return EMPTY
-        score = self.rule(answer.strip(), gold, item_id=item_id)
+        score = self.rule(answer, gold, item_id=item_id)
         if not 0 <= score.value <= 1:
             raise InputError(explain(f"{self.name} gave {score.value}", "a value from 0 to 1", "Correct its rule"))
         return score
+
+    def check(self, gold: Gold) -> None:
+        """Refuse a gold answer that the rule cannot use, before anything is asked; see `score`."""
+        self.rule("x", gold, item_id="")
 
     def aggregate(self, items: Sequence[Scored]) -> dict[str, Any]:
         """Sum up all items of a run: JSON, the same in any order of the items.

@@ -96,11 +96,11 @@ def relaxed_accuracy(answer: str, gold: Gold, *, item_id: str = "") -> Score:
 
     Source: Masry et al. 2022, arXiv:2203.10244, after Methani et al. 2020, arXiv:1909.00997; lmms-eval.
     """
-    target = text_of(gold).strip()
-    read, right = _number(answer), _number(target)
+    said, target = answer.strip(), text_of(gold).strip()
+    read, right = _number(said), _number(target)
     if read is not None and right:
-        return Score(float(abs(read - right) / abs(right) <= _RELAXED), answer)
-    return Score(float(answer.lower() == target.lower()), answer)
+        return Score(float(abs(read - right) / abs(right) <= _RELAXED), said)
+    return Score(float(said.lower() == target.lower()), said)
 
 
 def _number(text: str) -> float | None:

@@ -11,8 +11,8 @@ from typing import Any, Final
 
 from vlm_eff.core.errors import InputError, explain
 from vlm_eff.eval.metrics.choice import choose
-from vlm_eff.eval.metrics.gold import letter_of, options_of
-from vlm_eff.eval.metrics.letters import GLUED_PREFIXES, careful, first_capital
+from vlm_eff.eval.metrics.gold import letter_of
+from vlm_eff.eval.metrics.letters import GLUED_PREFIXES, Reading, careful, first_capital, lone_letter, ranked
 from vlm_eff.eval.metrics.metric import Compat, Gold, Scored, accuracy, check_compat, mean, parts_of, register, share
 from vlm_eff.eval.metrics.score import Score
 
@@ -28,23 +28,30 @@ def video_mme(answer: str, gold: Gold, *, item_id: str = "", compat: Compat | No
     cluster: the video
 
     compat="vlmevalkit" has two prefixes glued to their neighbours, as there, so that they never match: "Best answer: C"
-    is read as B.
+    is read as B. compat="lmms" reads as lmms-eval's robust extraction (`letters.ranked`).
 
     Source: Fu et al. 2024, arXiv:2405.21075. The rule takes any capital, also within a word ("Both" is B).
     """
-    check_compat(compat, "vlmevalkit")
-    return choose(answer, gold, partial(first_capital, prefixes=GLUED_PREFIXES) if compat else first_capital)
+    check_compat(compat, "vlmevalkit", "lmms")
+    return choose(answer, gold, ranked if compat == "lmms" else _capital(compat))
 
 
-def longvideobench(answer: str, gold: Gold, *, item_id: str = "") -> Score:
+def _capital(compat: Compat | None) -> Reading:
+    return partial(first_capital, prefixes=GLUED_PREFIXES) if compat == "vlmevalkit" else first_capital
+
+
+def longvideobench(answer: str, gold: Gold, *, item_id: str = "", compat: Compat | None = None) -> Score:
     """The letter as Video-MME reads it, up to five options: LongVideoBench.
 
     gold:   {"answer": letter, "options": [texts]}
     groups: {"duration_group": "15", "60", "600" or "3600", seconds}
 
+    compat="vlmevalkit": see `video_mme`.
+
     Source: Wu et al. 2024, arXiv:2407.15754.
     """
-    return choose(answer, gold, first_capital)
+    check_compat(compat, "vlmevalkit")
+    return choose(answer, gold, _capital(compat))
 
 
 def mvbench(answer: str, gold: Gold, *, item_id: str = "", compat: Compat | None = None) -> Score:
@@ -55,16 +62,18 @@ def mvbench(answer: str, gold: Gold, *, item_id: str = "", compat: Compat | None
 
     compat="official" takes the first word without its dots, and calls it right when it is part of "(a)" or "(a)" is
     part of it: "." and ")" are right for every question, "The answer is A" is wrong; the variant "+empty" calls an
-    empty answer right as well. compat="lmms" is the same rule, and leaves empty answers out of the denominator.
+    empty answer right as well. compat="lmms" reads the first of a to e that stands alone, articles too, and leaves
+    empty answers out of the denominator.
 
     Source: Li et al. 2023, arXiv:2311.17005.
     """
     check_compat(compat, "official", "lmms")
     if compat is None:
         return choose(answer, gold, careful)
-    options_of(gold)
+    if compat == "lmms":
+        return choose(answer, gold, lone_letter)
     wanted = f"({letter_of(gold).lower()})"
-    word = answer.lower().split(" ")[0]
+    word = answer.lower().strip().split(" ")[0]
     return Score(float(word.replace(".", "") in wanted or wanted in word), word)
 
 
@@ -134,8 +143,8 @@ def egoschema(answer: str, gold: Gold, *, item_id: str = "") -> Score:
     return choose(answer, gold, careful)
 
 
-register("video_mme", video_mme, compat={"vlmevalkit": None})
-register("longvideobench", longvideobench)
+register("video_mme", video_mme, compat={"vlmevalkit": None, "lmms": None})
+register("longvideobench", longvideobench, compat={"vlmevalkit": None})
 register(
     "mvbench",
     mvbench,

@@ -17,7 +17,8 @@ _ENOUGH = 3
 def vqa(answer: str, gold: Gold, *, item_id: str = "", compat: Compat | None = None) -> Score:
     """VQA accuracy with the official normalisation: VQAv2, and our default for sets of that form.
 
-    gold: {"answers": [one string a person, 10 in the official sets]}; "confidences": [one string each], optional
+    gold:   {"answers": [one string a person, 10 in the official sets]}; "confidences": [one string each], optional
+    groups: {"answer_type": "yes/no", "number" or "other", "question_type": ...}
 
     Each reference is left out by its place, the answer is worth min(1, matches / 3) of the others, and the mean counts.
     Where all references are the same string, nothing is normalised but line ends and blanks: case and marks count, as
@@ -45,7 +46,8 @@ def vqa(answer: str, gold: Gold, *, item_id: str = "", compat: Compat | None = N
 def vqa_evalai(answer: str, gold: Gold, *, item_id: str = "") -> Score:
     """VQA accuracy with the EvalAI normalisation, always applied: TextVQA, OK-VQA and VizWiz.
 
-    gold: {"answers": [one string a person]}
+    gold:   {"answers": [one string a person]}
+    groups: as for `vqa`
 
     Source: Singh et al. 2019, arXiv:1904.08920; the EvalAI answer processor, as in lmms-eval.
 

@@ -20,6 +20,7 @@ from vlm_eff.eval.metrics.metric import (
     register,
 )
 from vlm_eff.eval.metrics.score import Score
+from vlm_eff.eval.metrics.vqa_text import without_marks
 
 PERCEPTION: Final = (
     "existence",
@@ -51,22 +52,21 @@ def pope(answer: str, gold: Gold, *, item_id: str = "", compat: Compat | None = 
     Source: Li et al. 2023, arXiv:2305.10355.
     """
     check_compat(compat, "official", "lmms", "vlmevalkit")
-    right = yes_or_no(gold)
+    right, answer = yes_or_no(gold), answer.strip()
     if compat == "official":
         words = set(answer.split(".")[0].replace(",", "").split(" "))
         read: str | None = "no" if words & {"No", "no", "not"} else "yes"
     elif compat == "lmms":
         read = answer.lower() if answer.lower() in ("yes", "no") else None
     elif compat == "vlmevalkit":
-        read = _one_of(answer, no=("no",))
+        read = _one_of(without_marks(answer.lower()).split(), no=("no",))
     else:
-        read = _one_of(answer.split(".")[0], no=("no", "not"))
+        read = _one_of(re.findall(r"\w+", answer.split(".")[0].lower()), no=("no", "not"))
     return _scored(read, right)
 
 
-def _one_of(text: str, no: tuple[str, ...]) -> str | None:
-    words = set(re.findall(r"\w+", text.lower()))
-    yes_found, no_found = "yes" in words, not words.isdisjoint(no)
+def _one_of(words: Sequence[str], no: tuple[str, ...]) -> str | None:
+    yes_found, no_found = "yes" in words, not set(words).isdisjoint(no)
     if yes_found == no_found:
         return None
     return "yes" if yes_found else "no"
@@ -113,7 +113,7 @@ def mme(answer: str, gold: Gold, *, item_id: str = "") -> Score:
 
     Source: Fu et al. 2023, arXiv:2306.13394; the official script, as in lmms-eval.
     """
-    start = answer.lower()[:4]
+    start = answer.strip().lower()[:4]
     read = next((word for word in ("yes", "no") if word in start), None)
     return _scored(read, yes_or_no(gold))
 
