@@ -2,47 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
+from vlm_eff.core.errors import ConfigError, explain
 from vlm_eff.eval.tasks.item import Footage, pixels_digest
 from vlm_eff.video import Clip, Sampling, read_video
 from vlm_eff.video.reader import Backend
 
 
-@dataclass(frozen=True)
-class Shown:
-    """What is put before a model, read once and kept by nobody else.
-
-    clip:  frames and their times; `clip.metadata()` goes to the processor beside them
-    entry: for `Sample.media`: {"video", "digest", "convention", "indices", "partial", "backend"}
-    """
-
-    clip: Clip
-    entry: dict[str, Any] = field(repr=False)
-
-    @property
-    def frames(self) -> np.ndarray:
-        """[T, H, W, 3] uint8, RGB."""
-        return self.clip.frames
-
-
-def show(
+def read_footage(
     footage: Footage,
-    sampling: Sampling,
+    sampling: Sampling | None,
     *,
     backend: Backend = "auto",
     allow_partial: bool = False,
     timeout_s: float = 60.0,
-) -> Shown:
+) -> tuple[Clip, dict[str, Any]]:
     """Read the frames of a video that the sampling chooses within the footage's part.
 
+    The second value is for `Sample.media`: {"video", "digest", "convention", "indices", "partial", "backend"}.
+
     Raises:
-        InputError: the video is missing, empty, cut, damaged, too short, or takes too long. What is wrong with the task
-            or the installation is a `ConfigError` or a `CapabilityError`, as in `read_video`.
+        InputError: the video is missing, empty, cut, damaged, too short, or takes too long.
+        ConfigError: a task that does not say which frames are shown, and whatever is wrong with how it says so.
+        CapabilityError: no decoder is installed, or not the one asked for.
     """
+    if sampling is None:
+        got = f"the video {footage.path.name} in a task without sampling"
+        raise ConfigError(explain(got, "a task that says which frames are shown", "Give Task.sampling"))
     if footage.start is not None or footage.end is not None:
         sampling = replace(sampling, start=footage.start, end=footage.end)
     clip = read_video(
@@ -61,4 +49,4 @@ def show(
         "partial": clip.partial,
         "backend": clip.backend,
     }
-    return Shown(clip, entry)
+    return clip, entry

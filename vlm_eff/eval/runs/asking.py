@@ -12,6 +12,7 @@ from PIL import Image
 
 from vlm_eff.core.errors import InputError
 from vlm_eff.core.handle import Handle
+from vlm_eff.eval.frames import read_footage
 from vlm_eff.eval.subject import Row, Subject
 from vlm_eff.eval.tasks.item import Footage, Item, pixels_digest
 from vlm_eff.video.clip import Clip
@@ -46,7 +47,10 @@ def show(item: Item, sampling: Sampling | None, video_as: Shows) -> Shown:
     try:
         for one in item.media:
             if isinstance(one, Footage):
-                raise InputError("videos are not read yet")
+                clip, note = read_footage(one, sampling)
+                parts.extend([clip] if video_as == "video" else as_pictures(clip))
+                notes.append(note)
+                continue
             picture = one.open()
             parts.append(picture)
             notes.append({"picture": pixels_digest(picture), "size": list(picture.size)})

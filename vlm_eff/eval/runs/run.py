@@ -155,7 +155,7 @@ def _header(
             "version": task.version,
             "metric": task.metric,
             "max_new_tokens": task.max_new_tokens,
-            "sampling": None if task.sampling is None else asdict(task.sampling),
+            "sampling": None if task.sampling is None else task.sampling.to_dict(),
             "items": len(task.items),
             "digest": task.digest,
         },
