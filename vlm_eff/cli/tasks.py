@@ -37,6 +37,7 @@ def _row(source: TaskSource) -> dict[str, Any]:
         "splits": list(source.splits),
         "styles": list(source.styles),
         "options": source.options,
+        "sampling": None if source.sampling is None else source.sampling.to_dict(),
         "max_new_tokens": source.max_new_tokens,
         "files": source.files,
         "submission": source.submission is not None,

@@ -287,6 +287,25 @@ def longvideobench(folder: Path) -> None:
     put_json(folder / "subtitles" / "86CxyhFV9MI_en.json", lines)
 
 
+def own_answers(folder: Path) -> None:
+    rows = [
+        {"question": "What is it?", "image": "a.png", "answers": ["cup", "mug"], "category": "things"},
+        {"id": "x", "question": "Which way?", "video": "b", "start": 1, "end": 2.5, "answer": "left", "cluster": "b1"},
+    ]
+    put_lines(folder / "questions.jsonl", rows)
+    put(folder / "images" / "a.png", png(1))
+
+
+def own_choices(folder: Path) -> None:
+    rows = [
+        {"id": "1", "question": "Which two?", "images": ["a.png", "b.png"], "options": ["x", "y"], "answer": "B"},
+        {"id": "2", "question": "Which way?", "video": "b.mp4", "options": ["left", "right"], "answer": "left"},
+    ]
+    put_json(folder / "questions.json", rows)
+    for name, shade in (("a", 1), ("b", 2)):
+        put(folder / f"{name}.png", png(shade))
+
+
 WRITERS: dict[str, Callable[[Path], None]] = {
     **{
         make.__name__: make
@@ -295,6 +314,8 @@ WRITERS: dict[str, Callable[[Path], None]] = {
             refcoco, videomme, mvbench, nextqa, egoschema, mlvu, longvideobench,
         )
     },
+    "own-answers": own_answers,
+    "own-choices": own_choices,
     "refcoco+": lambda folder: refcoco(folder, "refcoco+"),
     "refcocog": lambda folder: refcoco(folder, "refcocog"),
 }  # fmt: skip

@@ -13,6 +13,7 @@ from vlm_eff.core.errors import ConfigError
 from vlm_eff.eval.metrics import METRICS
 from vlm_eff.eval.subject import Subject
 from vlm_eff.eval.tasks import Picture, Task, load_task
+from vlm_eff.eval.tasks.source import SHORT_STYLES
 from vlm_eff.reference import load_reference
 from vlm_eff.reference.evaluate import Sample, answer_questions, easy_vqa_samples, scene_samples
 
@@ -55,3 +56,8 @@ def test_the_bundled_model_is_asked_and_answers_as_in_its_evaluation() -> None:
         assert subject.answer(inputs, max_new_tokens=4) == answer
         score = METRICS.get("exact_match").score(answer, item.gold, item_id=item.id)
         assert score.value == (answer == sample.question.answer)
+    # another prompt would be found
+    other = subject.inputs([picture(samples[0].image)], SHORT_STYLES["short"].format(question=items[0].prompt))
+    assert not torch.equal(
+        other["input_ids"], subject.inputs([picture(samples[0].image)], items[0].prompt)["input_ids"]
+    )

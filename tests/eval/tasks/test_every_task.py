@@ -71,7 +71,7 @@ def test_a_folder_that_is_empty_or_not_there_says_what_belongs_there(name: str, 
 @pytest.mark.parametrize("name", ["mme", "mmbench"])
 def test_a_limit_keeps_whole_what_is_scored_together(name: str, tmp_path: Path) -> None:
     whole = read(name, tmp_path)
-    assert TASKS.get(name).whole is not None
+    assert TASKS.get(name).whole is not None and whole.whole
     for limit in range(1, len(whole.items) + 1):
         task = load_task(name, tmp_path, limit=limit)
         metric = METRICS.get(task.metric)
@@ -99,6 +99,8 @@ def test_what_is_not_known_is_refused_with_what_is(tmp_path: Path) -> None:
         ({"style": "long"}, "short, plain"),
         ({"subtitles": True}, "no option"),
         ({"limit": 0}, "at least 1"),
+        ({"frames": 4}, "shows no videos"),
+        ({"metric": "vqaa"}, "Did you mean 'vqa'"),
         ({"sampling": TASKS.get("mvbench").sampling}, "shows no videos"),
     ):
         with pytest.raises(ConfigError, match=accepted):

@@ -187,3 +187,14 @@ def test_refcoco_from_parquet_is_corner_and_size(tmp_path: Path) -> None:
     assert [item.id for item in items] == ["q7-0", "q7-1"] and '"left cup"' in items[1].prompt
     assert items[0].gold["box"] == [1, 2, 4, 6] and items[0].gold["size"] == [8, 8] and shade(items[0]) == 7
     assert load_task("refcoco", tmp_path, "testA", boxes="xyxy").items[0].gold["box"] == [1, 2, 3, 4]
+
+
+def test_pages_may_lie_in_a_folder_of_another_name(tmp_path: Path) -> None:
+    WRITERS["docvqa"](tmp_path)
+    (tmp_path / "documents").rename(tmp_path / "spdocvqa_images")
+    page = load_task("docvqa", tmp_path).items[0]
+    assert shade(page) == 1 and page.cluster == "documents/abcd_1.png"
+
+
+def test_another_metric_may_be_asked_for(tmp_path: Path) -> None:
+    assert read("pope", tmp_path, metric="pope/official").metric == "pope/official"

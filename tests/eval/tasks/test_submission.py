@@ -9,6 +9,7 @@ import pytest
 
 from tests.eval.tasks.official import WRITERS
 from vlm_eff.core.errors import CapabilityError, InputError
+from vlm_eff.eval.runs.run import run_task
 from vlm_eff.eval.tasks import load_task, write_submission
 
 
@@ -16,6 +17,9 @@ def test_docvqa_takes_a_list_of_ids_and_answers(tmp_path: Path) -> None:
     WRITERS["docvqa"](tmp_path)
     task = load_task("docvqa", tmp_path, "test")
     assert not task.scored
+    # before the model is touched
+    with pytest.raises(InputError, match="write a submission"):
+        run_task(None, task, [], tmp_path / "run")  # type: ignore[arg-type]
     path = write_submission(task, {"13": "1999", "other": "x"}, tmp_path / "answers.json")
     assert json.loads(path.read_text()) == [{"questionId": 13, "answer": "1999"}]
     with pytest.raises(InputError, match="1 of 1 items have no answer"):

@@ -99,7 +99,14 @@ def test_longvideobench_times_its_subtitles_from_the_start_of_the_video(tmp_path
 
 def test_another_choice_of_frames_is_another_version(tmp_path: Path) -> None:
     usual, other = read("mvbench", tmp_path), load_task("mvbench", tmp_path, sampling=Sampling(frames=4))
+    assert usual.version.endswith(" convention=mvbench frames=8 on_short=repeat")
+    assert load_task("mvbench", tmp_path, frames=4).sampling == Sampling.named("mvbench", frames=4)
     assert other.sampling == Sampling(frames=4) and other.version != usual.version and usual.digest == other.digest
+
+
+def test_frames_are_a_limit_where_the_convention_takes_one(tmp_path: Path) -> None:
+    task = read("longvideobench", tmp_path, frames=16)
+    assert task.sampling is not None and task.sampling.choose(total=300, fps=30) == [30 * n for n in range(10)]
 
 
 def test_subtitles_that_are_none_are_refused(tmp_path: Path) -> None:

@@ -77,13 +77,15 @@ def run_task(
     watch:   called with items done and items in all, of this process, after each batch
 
     Raises:
-        InputError: the folder holds a run of something else, or another process writes into it.
+        InputError: the folder holds a run of something else, another process writes into it, or the task has no gold
+            answers.
         Exception: whatever the model or a plugin raises: a run with a broken plugin fails, it does not score 0. Lines
             that are finished stay, and the same call goes on from there. Only an item whose media cannot be opened gets
             a line that says so, with status "error"; it counts as wrong.
     """
     settings, part = settings or RunSettings(), shard or Shard()
-    task = limited(task, settings.limit)
+    task.require_gold()
+    task = limited(task, settings.limit, whole=task.whole)
     header = _header(subject, task, plugins, specs, settings)
     _open(folder, header, part)
     done = read_run(folder).samples

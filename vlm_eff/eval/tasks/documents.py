@@ -21,8 +21,7 @@ def read_docvqa(request: Request) -> Iterator[Item]:
     """
     path = find_file(request.folder, f"{request.split}_v1.0_withQT.json", f"{request.split}_v1*.json")
     for row in rows_of(path, "data"):
-        # the name begins with "documents/"
-        yield _page(request, row, row.text("image"), ("", "spdocvqa_images"), "question_types")
+        yield _page(request, row, row.text("image"), ("spdocvqa_images", "images"), "question_types")
 
 
 def read_infovqa(request: Request) -> Iterator[Item]:
@@ -38,15 +37,15 @@ def read_infovqa(request: Request) -> Iterator[Item]:
 
 
 def _page(request: Request, row: Row, name: str, folders: tuple[str, ...], *groups: str) -> Item:
-    first = name.replace("\\", "/").split("/")[0]
-    # the folder that the name begins with may be left out on disk, or lie in another one
-    beside = (request.folder / first).is_dir() if "/" in name else False
-    folder = request.folder if beside else media_folder(request.folder, *(one for one in folders if one))
+    path = inside(request.folder, name)
+    if not path.parent.is_dir() or path.parent == request.folder:
+        # on disk the folder that the name begins with may be another one
+        path = inside(media_folder(request.folder, *folders), path.name)
     hidden = request.split == "test" or row.find("answers") is None
     return Item(
         id=row.text("questionId"),
         prompt=request.ask(row.text("question")),
-        media=(Picture(inside(folder, name)),),
+        media=(Picture(path),),
         gold={} if hidden else {"answers": [str(one) for one in row.sequence("answers")]},
         cluster=name,
         groups={one: " + ".join(sorted(map(str, row.sequence(one)))) for one in groups if row.find(one)},

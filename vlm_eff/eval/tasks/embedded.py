@@ -33,7 +33,8 @@ def embedded_picture(row: Row, value: Any, folder: Path) -> Picture:
     if isinstance(value, bytes):
         return Picture(value)
     if isinstance(value, str) and value:
-        if len(value) < _SHORTEST_BASE64 or Path(value).suffix.lower() in (".jpg", ".jpeg", ".png", ".webp", ".gif"):
+        # base64 has no dot
+        if len(value) < _SHORTEST_BASE64 or "." in value:
             return Picture(inside(folder, value))
         try:
             return Picture(base64.b64decode(value, validate=True))

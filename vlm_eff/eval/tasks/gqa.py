@@ -17,7 +17,9 @@ def read_gqa(request: Request) -> Iterator[Item]:
     hold no answers; the instruction that stands in their text is cut off. From general knowledge of the files.
     """
     stem = f"{request.split}_balanced"
-    path = find_file(request.folder, f"{stem}_questions.json", f"questions/{stem}_questions.json", f"*gqa*{stem}.jsonl")
+    path = find_file(
+        request.folder, f"{stem}_questions.json", f"questions*/{stem}_questions.json", f"*gqa*{stem}.jsonl"
+    )
     folder = media_folder(request.folder, "images")
     for row in rows_of(path):
         image = row.text("imageId", "image")

@@ -94,6 +94,7 @@ class Task:
     metric:         name in `vlm_eff.eval.metrics`
     max_new_tokens: longest answer
     sampling:       which frames of a video are shown; None where there are no videos
+    whole:          the metric needs all items of a cluster together: no limit cuts through one
     """
 
     name: str
@@ -102,6 +103,7 @@ class Task:
     items: tuple[Item, ...]
     max_new_tokens: int = 16
     sampling: Sampling | None = None
+    whole: bool = False
 
     def __post_init__(self) -> None:
         ids = [item.id for item in self.items]

@@ -118,8 +118,8 @@ def read_longvideobench(request: Request, subtitles: bool = True) -> Iterator[It
 
 def _timed(request: Request, row: Row) -> str:
     path = inside(media_folder(request.folder, "subtitles"), row.text("subtitle_path"))
-    first, last = float(row.find("starting_timestamp_for_subtitles") or 0.0), float(row.need("duration"))
-    lines = [line for line in read_subtitle_json(path, first) if line.start <= last]
+    first, last = row.number("starting_timestamp_for_subtitles") or 0.0, row.number("duration")
+    lines = [line for line in read_subtitle_json(path, first) if last is None or line.start <= last]
     return _LISTED.format(subtitles="\n".join(f"[{line.start:.1f}s] {line.text}" for line in lines)) if lines else ""
 
 
@@ -127,7 +127,7 @@ def _duration(row: Row) -> str:
     given = row.find("duration_group")
     if given is None:
         # clips of a group are a little longer than its name
-        seconds = float(row.need("duration"))
+        seconds = row.number("duration") or 0.0
         given = next((limit for limit in _DURATIONS if seconds <= limit * 1.1), _DURATIONS[-1])
     return str(given)
 
@@ -145,7 +145,7 @@ register(
         metric="video_mme",
         read=read_videomme,
         styles=CHOICE_STYLES,
-        sampling=Sampling(frames=8, spread="ends"),
+        sampling=Sampling.named("lmms-eval", frames=8),
     )
 )
 register(
@@ -157,7 +157,7 @@ register(
         metric="mlvu",
         read=read_mlvu,
         styles=CHOICE_STYLES,
-        sampling=Sampling(frames=8, spread="middle"),
+        sampling=Sampling.named("lmms-eval", frames=8),
     )
 )
 register(
@@ -169,6 +169,6 @@ register(
         metric="longvideobench",
         read=read_longvideobench,
         styles=CHOICE_STYLES,
-        sampling=Sampling(frames=8, spread="start"),
+        sampling=Sampling.named("longvideobench", max_frames=8),
     )
 )

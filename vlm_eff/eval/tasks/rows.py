@@ -14,6 +14,7 @@ from typing import Any
 
 from vlm_eff.core.errors import CapabilityError, InputError, explain
 
+_LONGEST_LINE = 100_000
 # a picture in base64 is one cell of a TSV; the standard library allows 128 KiB
 _LONGEST_CELL = min(sys.maxsize, 2**31 - 1)
 
@@ -57,6 +58,14 @@ class Row:
         if not isinstance(found, Sequence) or isinstance(found, str | bytes):
             raise self.wrong(f"{' or '.join(map(repr, names))} is no list", "a list, or one written out as text")
         return list(found)
+
+    def number(self, name: str) -> float | None:
+        """The number of a field, None where the record has none."""
+        found = self.find(name)
+        try:
+            return None if found is None else float(found)
+        except (TypeError, ValueError):
+            raise self.wrong(f"{name} is {found!r}", "a number") from None
 
     def wrong(self, got: str, accepted: str) -> InputError:
         """The error to raise for a value of this record."""
@@ -130,7 +139,8 @@ def _holds_lines(path: Path) -> bool:
     # POPE's files are called .json and hold one object a line
     try:
         with path.open(encoding="utf-8-sig") as stream:
-            first, second = stream.readline().strip(), stream.readline().strip()
+            # an official file may be one line of many megabytes
+            first, second = stream.readline(_LONGEST_LINE).strip(), stream.readline(_LONGEST_LINE).strip()
     except (OSError, UnicodeDecodeError):
         return False
     return first.startswith("{") and first.endswith("}") and second.startswith("{")

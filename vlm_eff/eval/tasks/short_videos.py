@@ -71,20 +71,10 @@ def read_mvbench(request: Request) -> Iterator[Item]:
 def _clip(row: Row, folder: Path, frames: bool) -> Footage:
     name = row.text("video")
     path = inside(folder, name) if frames else video_file(folder, name)
-    start, end = (_seconds(row, key) for key in ("start", "end"))
+    start, end = (row.number(key) for key in ("start", "end"))
     if start is not None and end is not None and not 0 <= start < end:
         raise row.wrong(f"start {start} and end {end}", "seconds, the end after the start")
     return Footage(path, start, end, _FRAMES_FPS if frames or path.is_dir() else None)
-
-
-def _seconds(row: Row, key: str) -> float | None:
-    value = row.find(key)
-    if value is None:
-        return None
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise row.wrong(f"{key} is {value!r}", "seconds") from None
 
 
 def read_nextqa(request: Request) -> Iterator[Item]:
@@ -167,7 +157,7 @@ register(
         metric="mvbench",
         read=read_mvbench,
         styles=CHOICE_STYLES,
-        sampling=Sampling(frames=8, spread="middle"),
+        sampling=Sampling.named("mvbench", frames=8),
     )
 )
 register(
@@ -179,7 +169,7 @@ register(
         metric="nextqa",
         read=read_nextqa,
         styles=CHOICE_STYLES,
-        sampling=Sampling(frames=8, spread="ends"),
+        sampling=Sampling.named("lmms-eval", frames=8),
     )
 )
 register(
@@ -191,6 +181,6 @@ register(
         metric="egoschema",
         read=read_egoschema,
         styles=CHOICE_STYLES,
-        sampling=Sampling(frames=8, spread="ends"),
+        sampling=Sampling.named("lmms-eval", frames=8),
     )
 )

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from vlm_eff.core.errors import ConfigError, InputError, explain
 from vlm_eff.core.registry import Registry
+from vlm_eff.eval.metrics import METRICS
 from vlm_eff.eval.tasks.item import Item, Task
 from vlm_eff.video.sampling import Sampling
 
@@ -87,7 +88,9 @@ class TaskSource:
         *,
         style: str | None = None,
         limit: int | None = None,
+        frames: int | None = None,
         sampling: Sampling | None = None,
+        metric: str | None = None,
         **options: Any,
     ) -> Task:
         """Read the task.
@@ -97,17 +100,19 @@ class TaskSource:
             split: one of `splits`; None is the first.
             style: one of `styles`; None is the first.
             limit: most items, from the first; None is all. Whole groups where the metric needs them (`whole`).
-            sampling: which frames of a video are shown, instead of the benchmark's way.
+            frames: how many of a video are shown, chosen in the benchmark's way.
+            sampling: which frames of a video are shown, instead of the benchmark's way and of `frames`.
+            metric: another one than the benchmark's, such as "pope/official".
             options: of this task, see `options`.
 
         Raises:
             InputError: a folder or file that is missing, broken, or lacks a field.
-            ConfigError: an unknown split, style or option, or a limit below 1.
+            ConfigError: an unknown split, style, metric or option, or a limit below 1.
             CapabilityError: a parquet file without pyarrow.
         """
         self._check(folder, limit, options)
-        if sampling is not None and self.sampling is None:
-            raise _refused(f"{self.name} with sampling", "no sampling: this task shows no videos")
+        METRICS.get(metric or self.metric)
+        sampling = self._sampled(frames, sampling)
         split = _one_of(f"{self.name} with split", split, self.splits)
         style = _one_of(f"{self.name} with style", style, tuple(self.styles))
         request = Request(Path(folder) if folder is not None else NO_FOLDER, split, style, self.styles[style])
@@ -118,11 +123,11 @@ class TaskSource:
                 explain(f"split {split!r} of {self.name} has no item", accepted, "Check files and options")
             )
         chosen = {name: value for name, value in options.items() if value != self.options[name]}
-        sampling = sampling or self.sampling
-        frames = {} if sampling is None else _chosen(sampling)
-        extra = "".join(f" {name}={value}" for name, value in [*sorted(chosen.items()), *frames.items()])
+        shown = {} if sampling is None else sampling.to_dict()
+        extra = "".join(f" {name}={value}" for name, value in [*sorted(chosen.items()), *shown.items()])
         version = f"{self.version} split={split} style={style}{extra}"
-        task = Task(self.name, version, self.metric, items, self.max_new_tokens, sampling)
+        whole = self.whole is not None
+        task = Task(self.name, version, metric or self.metric, items, self.max_new_tokens, sampling, whole)
         task.check_gold()
         return task
 
@@ -134,6 +139,15 @@ class TaskSource:
         for name in options:
             if name not in self.options:
                 raise _refused(f"{self.name} has no option {name!r}", ", ".join(self.options) or "no option")
+
+    def _sampled(self, frames: int | None, sampling: Sampling | None) -> Sampling | None:
+        usual = self.sampling
+        if usual is None and (frames, sampling) != (None, None):
+            raise _refused(f"{self.name} with frames or sampling", "neither: this task shows no videos")
+        if usual is None or frames is None or sampling is not None:
+            return sampling or usual
+        # some conventions take a number at most, and fewer of a short video
+        return replace(usual, frames=frames) if usual.max_frames is None else replace(usual, max_frames=frames)
 
     def _limited(self, items: Iterable[Item], limit: int | None) -> tuple[Item, ...]:
         """The first items; of a group that the limit would cut, none, unless it is the only one."""
@@ -191,12 +205,6 @@ def load_task(name: str, folder: str | Path | None = None, split: str | None = N
     if name not in TASKS:
         load_task_entry_points()
     return TASKS.get(name).load(folder, split, **options)
-
-
-def _chosen(sampling: Sampling) -> dict[str, Any]:
-    """What of a sampling is not left to its defaults: the spread is, where it is the middle of each segment."""
-    given = ((one.name, getattr(sampling, one.name), one.default) for one in fields(sampling))
-    return {name: value for name, value, default in given if value != default}
 
 
 def _one_of(what: str, got: str | None, accepted: tuple[str, ...]) -> str:
