@@ -2,11 +2,12 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
+BRIDGES := .venv-bridges
 # two workers with one thread each: more threads only wait for one another on models this small
 WORKERS ?= 2
 PYTEST = OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
-.PHONY: demo test lint examples bench readme clean
+.PHONY: demo test test-bridges lint examples bench readme clean
 
 demo: $(VENV)/.demo
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m vlm_eff.demo
@@ -15,6 +16,10 @@ demo: $(VENV)/.demo
 test: $(VENV)/.dev
 	TRITON_INTERPRET=1 $(PYTEST) -n $(WORKERS) --dist worksteal tests/kernels
 	$(PYTEST) -n $(WORKERS) --dist worksteal
+
+# the model `vlm_eff` inside lmms-eval, offline, in an environment beside the first
+test-bridges: $(BRIDGES)/.made
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 $(BRIDGES)/bin/python -m pytest -W ignore tests/bridges
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -39,7 +44,7 @@ readme: $(VENV)/.dev
 	$(BIN)/python -m vlm_eff.eval.readme --write
 
 clean:
-	rm -rf $(VENV) out build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(BRIDGES) out build dist .pytest_cache .mypy_cache .ruff_cache
 
 $(BIN)/python:
 	@echo "vlm-eff: making $(VENV) with $(PYTHON)"
@@ -55,6 +60,19 @@ $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	@echo "vlm-eff: installing the package and the development tools (the first time takes a few minutes, mostly torch)"
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --editable ".[reference,vision,video,diffusion,dev]"
 	@touch $@ $(VENV)/.demo
+	@echo "vlm-eff: installed"
+
+# lmms-eval wants an older PyAV and 6.9 GB of what is there already: it gets a place of its own that sees the first
+# environment, and of its needs those that its transformers backends import
+PURELIB := -c "import sysconfig; print(sysconfig.get_path('purelib'))"
+$(BRIDGES)/.made: $(VENV)/.dev
+	@echo "vlm-eff: making $(BRIDGES) with lmms-eval"
+	@$(PYTHON) -m venv $(BRIDGES)
+	@echo "import site; site.addsitedir('$$($(BIN)/python $(PURELIB))')" > "$$($(BRIDGES)/bin/python $(PURELIB))/beside.pth"
+	@$(BRIDGES)/bin/python -m pip install -qq --disable-pip-version-check --no-deps lmms-eval==0.7.3 decord
+	@$(BRIDGES)/bin/python -m pip install -qq --disable-pip-version-check loguru datasets sacrebleu jsonlines tenacity \
+	  openpyxl pytablewriter httpx evaluate peft
+	@touch $@
 	@echo "vlm-eff: installed"
 
 # a trained tower of 90 MB, and what reads its file

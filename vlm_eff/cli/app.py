@@ -198,6 +198,24 @@ def explain_command(
     explain_model(model, dtype, device, attn)
 
 
+@app.command("import")
+def import_command(
+    tool: Annotated[str, typer.Argument(help="What wrote the files: lmms or vlmevalkit.")],
+    files: Annotated[list[Path], typer.Argument(help="Samples of lmms-eval, or predictions of VLMEvalKit.")],
+    output: Annotated[Path, typer.Option(metavar="DIR", help="New folder of the run; of several, one in it each.")],
+    metric: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Which of the harness's metrics is the score.")
+    ] = None,
+    label: Annotated[str | None, typer.Option(metavar="TEXT", help="How tables name the run.")] = None,
+    model: Annotated[str | None, typer.Option(metavar="NAME", help="The model, where the files do not tell.")] = None,
+    json: Json = False,
+) -> None:
+    """Turn per-sample files of lmms-eval or VLMEvalKit into runs that compare and report read."""
+    from vlm_eff.cli.imports import import_files
+
+    import_files(tool, files, output, metric=metric, label=label, model=model, as_json=json)
+
+
 def main() -> None:
     """Run the command line."""
     app()
