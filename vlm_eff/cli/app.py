@@ -172,6 +172,57 @@ def diffuse_command(
     (diffuse_compare if compare else diffuse_once)(options)
 
 
+@app.command("eval")
+def eval_command(
+    task: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TASK", help="Such as easy-vqa or textvqa:split=val,limit=500; again for several."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="A folder a run; an interrupted command goes on from there.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder with the official files of the tasks.")
+    ] = None,
+    plugin: Annotated[
+        list[str] | None, typer.Option(metavar="SPEC", help='Each an arm of its own; "A + B" attaches both.')
+    ] = None,
+    method: Annotated[
+        list[str] | None, typer.Option(metavar="SPEC", help="Methods to set to each --share; all: every one there is.")
+    ] = None,
+    share: Annotated[
+        list[float] | None, typer.Option(help="Part of the visual tokens, averaged over layers; again for several.")
+    ] = None,
+    baselines: Annotated[bool, typer.Option(help="Random, even grid, pooling and smaller pictures, as dear.")] = True,
+    seeds: Annotated[int, typer.Option(min=1, help="Random baselines at each budget.")] = 1,
+    limit: Annotated[int | None, typer.Option(min=1, help="Items a task, spread evenly over it.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Items a batch.")] = 16,
+    pairs: Annotated[int, typer.Option(min=0, help="Timed pairs of the first token; 0 times nothing.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of whatever draws.")] = 0,
+    record: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the record here as well.")] = None,
+    model: Model = None,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    attn: Attention = "sdpa",
+    json: Json = False,
+) -> None:
+    """Ask benchmarks of a model bare, with plugins, and with baselines that do not look."""
+    if not task:
+        raise typer.BadParameter("got no --task; accepted is one or more. Name one: `vlm-eff tasks` lists them.")
+    if output is None:
+        raise typer.BadParameter("got no --output; accepted is a folder for the runs. Name a new one.")
+    if pairs in (1, 2):
+        raise typer.BadParameter(f"got --pairs {pairs}; accepted is 0 or at least 3. Give more pairs.")
+    from vlm_eff.cli.evaluate import EvalOptions, evaluate
+
+    evaluate(
+        EvalOptions(
+            task, data, plugin or [], method or [], share or [], baselines, seeds, output, record, limit, batch_size,
+            pairs, seed, model, dtype, device, attn, json,
+        )
+    )  # fmt: skip
+
+
 @app.command("kernels")
 def kernels_command(device: Device = "auto", json: Json = False) -> None:
     """List the fused operations, their forms, and which form runs on a device."""

@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
 from vlm_eff.core.errors import ConfigError, explain
-from vlm_eff.eval.tasks.item import Footage, pixels_digest
+from vlm_eff.eval.tasks.item import Footage, pixels_digest, scaled
 from vlm_eff.video import Clip, Sampling, read_video
 from vlm_eff.video.reader import Backend
 
@@ -19,7 +22,7 @@ def read_footage(
     allow_partial: bool = False,
     timeout_s: float = 60.0,
 ) -> tuple[Clip, dict[str, Any]]:
-    """Read the frames of a video that the sampling chooses within the footage's part.
+    """Read the frames of a video that the sampling chooses within the footage's part, at the footage's scale.
 
     The second value is for `Sample.media`: {"video", "digest", "convention", "indices", "partial", "backend"}.
 
@@ -41,6 +44,9 @@ def read_footage(
         allow_partial=allow_partial,
         timeout_s=timeout_s,
     )
+    if footage.scale != 1:
+        smaller = [np.asarray(scaled(Image.fromarray(frame), footage.scale)) for frame in clip.frames]
+        clip = replace(clip, frames=np.stack(smaller))
     entry = {
         "video": footage.path.name,
         "digest": pixels_digest(clip.frames),

@@ -2,19 +2,14 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
+from tests.eval.runs.pictures import picture
 from tests.saved_model import model_folder, subject
 from vlm_eff.eval.tasks.item import Item, Picture, Task
 
 __all__ = ["model_folder", "subject"]
 QUESTIONS = ("what is it?", "what colour is it?", "is it red?", "where is the circle?")
-
-
-def picture(seed: int) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (48, 48, 3), dtype=np.uint8))
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.eval.runs.pictures import picture
 from vlm_eff.core.errors import ConfigError, InputError
 from vlm_eff.core.plugin import Plugin
 from vlm_eff.eval.runs import asking
@@ -15,9 +16,10 @@ from vlm_eff.eval.runs.folder import HEADER, SAMPLES, Sample, SampleWriter, read
 from vlm_eff.eval.runs.plan import Shard, batches, limited
 from vlm_eff.eval.runs.run import RunSettings, owner_of, run_task
 from vlm_eff.eval.subject import Subject
-from vlm_eff.eval.tasks.item import Task
+from vlm_eff.eval.tasks.item import Footage, Task
 from vlm_eff.tokens import random_drop, uniform_grid
 from vlm_eff.tokens.reducer import TokenReducer
+from vlm_eff.video import Sampling
 
 SETTINGS = RunSettings(batch_size=3)
 FEW = (uniform_grid(keep_ratio=0.25),)
@@ -148,6 +150,27 @@ def test_limits_are_spread_and_batches_hold_every_item_once(task: Task) -> None:
     for wrong in (lambda: limited(task, 0), lambda: batches(task.items, 0)):
         with pytest.raises(ConfigError):
             wrong()
+
+
+def test_frames_are_shown_as_pictures_where_videos_are_not_taken(subject: Subject, task: Task, tmp_path: Path) -> None:
+    folder = tmp_path / "clip"
+    folder.mkdir()
+    for number in range(6):
+        picture(number).save(folder / f"{number}.png")
+    footage = Footage(folder, fps=3)
+    items = (
+        replace(task.items[0], media=(footage,)),
+        replace(task.items[1], media=(footage, replace(footage, scale=0.5))),
+        replace(task.items[2], media=(replace(footage, path=tmp_path / "gone"),)),
+    )
+    films = replace(task, items=items, sampling=Sampling(frames=2))
+    run = run_task(subject, films, FEW, tmp_path / "run", settings=SETTINGS)
+    one, two, gone = (run.samples[item.id] for item in items)
+    assert one.costs["visual_tokens"] == 2 * 144 and two.costs["visual_tokens"] == 4 * 144
+    assert one.media[0]["indices"] == [1, 4] and run.header.task["sampling"]["convention"] == "middle"
+    assert gone.status == "error"
+    with pytest.raises(ConfigError, match="without sampling"):
+        run_task(subject, replace(films, sampling=None), FEW, tmp_path / "other", settings=SETTINGS)
 
 
 def test_broken_run_folders_are_said(tmp_path: Path) -> None:

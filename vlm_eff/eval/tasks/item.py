@@ -41,10 +41,7 @@ class Picture:
             made = _decoded(self.source)
         else:
             made = self.source.convert("RGB")
-        if self.scale == 1:
-            return made
-        width, height = (max(1, round(side * self.scale)) for side in made.size)
-        return made.resize((width, height), Image.Resampling.BICUBIC)
+        return scaled(made, self.scale)
 
 
 @dataclass(frozen=True)
@@ -146,6 +143,14 @@ def _decoded(data: bytes) -> Image.Image:
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         problem = f"{len(data)} bytes that are no picture ({str(error).splitlines()[0][:80]})"
     raise InputError(explain(problem, "a PNG, JPEG, WebP or other file that Pillow reads", "Check the data set"))
+
+
+def scaled(picture: Image.Image, scale: float) -> Image.Image:
+    """A picture with both sides so many times as long."""
+    if scale == 1:
+        return picture
+    width, height = (max(1, round(side * scale)) for side in picture.size)
+    return picture.resize((width, height), Image.Resampling.BICUBIC)
 
 
 def pixels_digest(image: Image.Image | np.ndarray) -> str:

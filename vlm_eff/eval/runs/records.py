@@ -1,0 +1,68 @@
+"""What finished runs say, and the record of a sweep."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, cast
+
+from vlm_eff.eval.measure import PairedTimes
+from vlm_eff.eval.metrics import METRICS, Score, Scored, Status
+from vlm_eff.eval.record import Record
+from vlm_eff.eval.runs.arms import Arm
+from vlm_eff.eval.runs.folder import Run
+
+# costs that a record averages over the items of a run
+_COSTS = ("visual_tokens", "n_eq", "n_eq_asked", "flops_ratio", "kv_bytes_ratio")
+
+
+def summary(run: Run) -> dict[str, Any]:
+    """What a finished run says: what its metric makes of all items, the rates of each status, and mean costs."""
+    samples = list(run.samples.values())
+    scored = [
+        Scored(one.id, Score(one.score, one.parsed, cast(Status, one.status)), one.gold, one.cluster, one.groups)
+        for one in samples
+    ]
+    found = METRICS.get(run.header.task["metric"]).aggregate(scored)
+    costs = {name: [one.costs[name] for one in samples if name in one.costs] for name in _COSTS}
+    return {
+        **found,
+        "new_tokens": sum(one.new_tokens for one in samples) / len(samples),
+        "costs": {name: round(sum(values) / len(values), 5) for name, values in costs.items() if values},
+    }
+
+
+def sweep_record(
+    arms: Sequence[Arm],
+    runs: Mapping[str, Mapping[str, Run]],
+    times: Mapping[str, PairedTimes],
+    unreachable: Mapping[str, str],
+    settings: Mapping[str, Any],
+) -> Record:
+    """The record of a sweep.
+
+    runs:  by task, then by arm's label, all finished; times: first token with the arm / bare, where it was timed
+    """
+    first = next(iter(next(iter(runs.values())).values())).header
+    rows = []
+    for arm in arms:
+        tasks = {name: summary(found[arm.label]) for name, found in runs.items() if arm.label in found}
+        row = {"label": arm.label, "method": arm.method, "n_eq_asked": arm.n_eq_asked, "tasks": tasks}
+        rows.append(row | ({"first_token": asdict(times[arm.label])} if arm.label in times else {}))
+    headers = {name: next(iter(found.values())).header for name, found in runs.items()}
+    return Record(
+        task=", ".join(runs),
+        task_version="; ".join(f"{name} {header.task['version']}" for name, header in headers.items()),
+        model=first.model,
+        config={
+            "plugins": {arm.label: [plugin.to_dict() for plugin in arm.plugins] for arm in arms},
+            "tasks": {name: header.task for name, header in headers.items()},
+            "settings": {key: value for key, value in first.settings.items() if key not in ("baseline", "limit")},
+            **settings,
+        },
+        device=first.device,
+        packages=first.packages,
+        date=max(run.header.date for found in runs.values() for run in found.values()),
+        n=sum(header.task["items"] for header in headers.values()),
+        result={"rows": rows, "unreachable": dict(unreachable)},
+    )
