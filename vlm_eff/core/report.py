@@ -163,6 +163,7 @@ class Stats:
     is what the tokens still dropped take beside the cache after the last call.
     `compressions` holds one report each time that the cache was compressed; `kv_bytes` is what all its layers held
     after the last call, storages counted once, `kv_bytes_bare` what a bare model would hold of the same sequence.
+    `ranks` is on how many ranks the heads lie (tensor parallelism): entries and bytes are those of one of them.
     """
 
     plugins: tuple[str, ...]
@@ -177,6 +178,7 @@ class Stats:
     kv_bytes: int = 0
     kv_bytes_bare: int = 0
     runs: list[DenoiseReport] = field(default_factory=list)
+    ranks: int = 1
 
     @property
     def last(self) -> PrefillReport | None:
@@ -195,6 +197,7 @@ class Stats:
 
     def __str__(self) -> str:
         head = f"{' + '.join(self.plugins)} on {self.family}"
+        head += f", cache of one of {self.ranks} ranks" if self.ranks > 1 else ""
         if self.calls == 0 and not self.towers:
             return f"{head}: the model was not called while attached"
         if self.runs:

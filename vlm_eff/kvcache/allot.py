@@ -107,14 +107,14 @@ class BySaliency:
 
     def __call__(self, entries: Entries, ready: Tensor) -> Tensor:
         mass, looks = entries.received(self.rows), entries.looking(self.rows)
-        scores = (mass / looks.clamp(min=1)).masked_fill(~ready, 0.0)
+        scores, heads = (mass / looks.clamp(min=1)).masked_fill(~ready, 0.0), ready.shape[1]
         alike = not self.per_head and bool((entries.position == entries.position[:, :1]).all())
         if alike:
             scores, ready = scores.mean(1, keepdim=True), ready[:, :1]
         bits = self._bits(scores, ready)
         levels = torch.tensor(self.levels, device=bits.device)
         tier = torch.searchsorted(levels, bits).clamp(max=len(self.levels) - 1)
-        return tier.expand(-1, entries.key.shape[1], -1)
+        return tier.expand(-1, heads, -1)
 
     def _bits(self, scores: Tensor, ready: Tensor) -> Tensor:
         if self.rule == "mean":

@@ -97,7 +97,7 @@ def layer_counts(
     least: entries that no layer may be without, as far as the total reaches
     """
     first = view.entries(view.layers[0])
-    per_entry = sum(t.shape[1] * t.shape[3] * t.element_size() for t in (first.key, first.value))
+    per_entry = first.entry_bytes
     layers, seen = len(view.layers), first.seen.cpu()
     # a default device must not move what is counted on the host
     totals = torch.tensor([budget.total(count, layers, per_entry) for count in seen.tolist()], device="cpu")
@@ -105,6 +105,6 @@ def layer_counts(
     if weights is None:
         # asked at every step of some methods: what `apportion` makes of equal weights, without its exact fractions
         place = torch.arange(layers, device="cpu")
-        return (totals[:, None] // layers + (place < totals[:, None] % layers)).to(first.key.device)
+        return (totals[:, None] // layers + (place < totals[:, None] % layers)).to(first.position.device)
     low = torch.minimum(seen.clamp(max=least), totals // layers)
-    return apportion(weights.cpu(), totals, low[:, None], seen[:, None]).to(first.key.device)
+    return apportion(weights.cpu(), totals, low[:, None], seen[:, None]).to(first.position.device)

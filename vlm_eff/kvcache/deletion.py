@@ -61,7 +61,7 @@ class DeletionCost:
             pair_weights=self._pairs(entries, seen.rows.modality, values.shape[2]),
             metric=entries.output_metric() if self.metric == "output" else None,
         )
-        return made[:, :, values.shape[2] - entries.key.shape[2] :].float()
+        return made[:, :, values.shape[2] - entries.present.shape[2] :].float()
 
     def _pairs(self, entries: Entries, rows: Tensor, count: int) -> Tensor | None:
         if self.cross == 1:

@@ -64,7 +64,7 @@ class Noise:
         return ()
 
     def __call__(self, entries: Entries) -> Tensor:
-        heads = torch.arange(entries.key.shape[1], device=entries.key.device)[None, :, None]
+        heads = torch.arange(entries.present.shape[1], device=entries.present.device)[None, :, None]
         mixed = entries.ordinal * 1_000_003 + (heads * 7919 if self.per_head else 0)
         mixed = mixed + entries.layer * 104_729 + self.seed * 15_485_863
         for factor in (2_654_435_761, 2_246_822_519):
@@ -157,7 +157,7 @@ class ReadOften:
     def __call__(self, entries: Entries) -> Tensor:
         seen = entries.attention(self.rows)
         stored = entries.present.sum(2) + entries.closed
-        return -unread(seen.weight, seen.rows.valid, seen.looks, entries.key.shape[1], stored)
+        return -unread(seen.weight, seen.rows.valid, seen.looks, entries.present.shape[1], stored)
 
 
 @part
@@ -176,7 +176,7 @@ class LastRow:
 
     def __call__(self, entries: Entries) -> Tensor:
         seen = entries.attention(self.rows)
-        return last_row(seen.weight, seen.rows.valid, seen.looks, entries.key.shape[1])
+        return last_row(seen.weight, seen.rows.valid, seen.looks, entries.present.shape[1])
 
 
 def last_rows(which: str, count: int) -> CacheRows:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 import vlm_eff.models.vlm  # noqa: F401  (registers the families)
 from vlm_eff.core.errors import UnsupportedModelError, explain
 from vlm_eff.models.family import FAMILIES, Family
+from vlm_eff.models.ranks import Ranks, ranks_of
 from vlm_eff.models.visual import Layout
 
 _STRUCTURAL = (
@@ -92,6 +94,11 @@ class Adapter:
     def width(self) -> int:
         """Width of the decoder's hidden states."""
         return int(self.decoder.config.hidden_size)
+
+    @cached_property
+    def ranks(self) -> Ranks:
+        """How the decoder's attention heads lie on ranks; one that has them all without tensor parallelism."""
+        return ranks_of(self.decoder.config, self.decoder)
 
     def newline(self) -> Tensor | None:
         """The image-newline embedding [D] of families that have one."""

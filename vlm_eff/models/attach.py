@@ -74,6 +74,7 @@ def _attach_vlm(model: Any, plugins: tuple[Plugin, ...]) -> Handle:
     check_conflicts(bound)
     refusals.refuse_plugins(adapter, bound)
     refusals.refuse_together(bound)
+    refusals.refuse_spread(adapter, bound)
     refusals.refuse_latent([adapter.layers[index] for index in adapter.cache_layers], bound)
     device = next(adapter.decoder.parameters()).device
     return _install(Runtime(adapter, bound, make_learned(bound, context, device)), bound, (adapter.core, adapter.tower))
@@ -81,6 +82,7 @@ def _attach_vlm(model: Any, plugins: tuple[Plugin, ...]) -> Handle:
 
 def _attach_tower(tower: Tower, plugins: tuple[Plugin, ...]) -> Handle:
     refusals.refuse_training(tower.root, plugins)
+    refusals.refuse_spread_tower(tower.root)
     context = BindContext(tower.name, 0, tower.num_blocks, tower.prefix > 0)
     bound = tuple(plugin.bind(context) for plugin in plugins)
     check_conflicts(bound)

@@ -17,6 +17,7 @@ from vlm_eff.kernels.dispatch import chosen
 from vlm_eff.kernels.sparse_attention import sparse_attention
 from vlm_eff.models.adapter import Adapter
 from vlm_eff.models.call import Call, find_ids
+from vlm_eff.models.ranks import Ranks
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Attending:
     query: [B, H, Q, Dh], key: [B, Hkv, S, Dh], after rotation; the queries are the last Q of S tokens
     text:  [B, S] False at tokens of this call's images and videos, with what parts their rows and tiles. What earlier
            turns left in the cache counts as text
+    first: number of the first key head that is shown, of the `heads` of the layer
     """
 
     layer: int
@@ -33,6 +35,8 @@ class Attending:
     key: Tensor
     text: Tensor
     scaling: float | None
+    first: int
+    heads: int
 
 
 class BlockPattern(Protocol):
@@ -72,6 +76,7 @@ class ByBlocks:
     layer: int
     pattern: BlockPattern
     visual: Tensor
+    ranks: Ranks
 
     def attend(
         self, run: Callable[..., Any], module: nn.Module, states: tuple[Tensor, Tensor, Tensor], mask: Any, kwargs: Any
@@ -110,7 +115,8 @@ class ByBlocks:
         def make() -> tuple[BlockLists, Rule] | None:
             text = torch.nn.functional.pad(~self.visual[part.rows], (past, 0), value=True)[:, part.keys]
             some = (part.take(query, part.queries), part.take(key, part.keys))
-            return self.pattern.lists(Attending(self.layer, *some, text, scaling))
+            first = self.ranks.first_key(key.shape[1])
+            return self.pattern.lists(Attending(self.layer, *some, text, scaling, first, self.ranks.keys))
 
         return self.call.shared("lists", (self.pattern, part, self.visual), make) if self.pattern.shared else make()
 
@@ -125,7 +131,7 @@ def by_blocks(adapter: Adapter, call: Call, layer: int, action: AttendBlocks) ->
         )
     survivors = call.present()
     visual = call.shared("visual", (survivors,), lambda: _visual(adapter, call))
-    return ByBlocks(call, layer, action.pattern, visual)
+    return ByBlocks(call, layer, action.pattern, visual, adapter.ranks)
 
 
 def _visual(adapter: Adapter, call: Call) -> Tensor:

@@ -95,6 +95,7 @@ class Ledger:
             store_bytes=self._store_bytes,
             kv_bytes=self._kv.stored,
             kv_bytes_bare=self._kv.bare,
+            ranks=self._adapter.ranks.size,
         )
 
     def survivors(self, layer: int) -> list[Tensor]:

@@ -133,6 +133,7 @@ class ObservedCall:
         """See `View.query_logits`."""
         source, survivors = self._source(wanted)
         logits = row_logits(source, survivors.physical(self.call.query_slot()[:, None]))[:, :, 0]
+        logits = self.adapter.ranks.all_queries(logits)
         return logits, self._columns(survivors, logits.shape[-1])
 
     def attention(self, wanted: QueryRow | QueryRows, rows: Rows, reduce: Literal["sum", "max"]) -> Attended:
@@ -141,6 +142,7 @@ class ObservedCall:
         # slots of columns that do not exist may name a token that is gone
         slots = survivors.physical(torch.where(rows.valid, rows.slot, survivors.index[:, -1:]))
         weight, looks = reduce_rows(source, slots, rows.valid, reduce)
+        weight = self.adapter.ranks.all_queries(weight)
         return Attended(weight, looks, self._columns(survivors, weight.shape[-1]), survivors)
 
     def layer_input(self, wanted: LayerInput, rows: Rows) -> Tensor:
@@ -169,7 +171,8 @@ class ObservedCall:
             at = torch.where(rows.valid, rows.slot, seen.survivors.index[:, -1:])
             columns = seen.survivors.physical(at) + keys.shape[2] - seen.survivors.size
         columns = columns[:, None, :, None]
-        return keys.gather(2, columns.expand(-1, keys.shape[1], -1, keys.shape[3])).transpose(1, 2)
+        found = keys.gather(2, columns.expand(-1, keys.shape[1], -1, keys.shape[3]))
+        return self.adapter.ranks.all_keys(found).transpose(1, 2)
 
     def tower(self, wanted: TowerObservation) -> Tensor:
         """See `View.tower`, `View.tower_keys` and `View.tower_features`; [B, V, C]."""

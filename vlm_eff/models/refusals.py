@@ -9,8 +9,10 @@ from torch import nn
 
 from vlm_eff.core.cache import CacheSite, LogitSite
 from vlm_eff.core.errors import CapabilityError, CompiledModelError, ConflictError, InputError, explain
-from vlm_eff.core.plugin import Plugin
+from vlm_eff.core.plugin import Plugin, TowerObservation
+from vlm_eff.core.tower import TowerSite
 from vlm_eff.models.adapter import Adapter
+from vlm_eff.models.ranks import check_heads, is_spread
 
 
 def refuse_compiled(model: Any) -> None:
@@ -65,6 +67,38 @@ def _refuse_revival(adapter: Adapter, plugin: Plugin) -> None:
                 'Use revive="never"' + ("" if sliding else ', or load the model with attn_implementation="sdpa"'),
             )
         )
+
+
+def refuse_spread(adapter: Adapter, plugins: Sequence[Plugin]) -> None:
+    """Raise `CapabilityError` for what cannot be decided alike on ranks that share a model."""
+    mesh = getattr(adapter.top, "_device_mesh", None)
+    stages = mesh["pp"].size() if mesh is not None and "pp" in (mesh.mesh_dim_names or ()) else 1
+    if stages > 1:
+        raise _spread(f"a model in {stages} pipeline stages, of which each has some of the layers", "all layers")
+    looks = [plugin.name for plugin in plugins if any(isinstance(need, TowerObservation) for need in plugin.needs)]
+    looks += [plugin.name for plugin in plugins if any(isinstance(site, TowerSite) for site in plugin.sites)]
+    if looks:
+        refuse_spread_tower(adapter.tower)
+    ranks = adapter.ranks
+    if not ranks.several:
+        return
+    if adapter.top.training:
+        raise _spread("a model in training mode, and scores of several ranks carry no gradients", "eval mode")
+    plan = getattr(adapter.top, "_tp_plan", None) or {}
+    if "sequence_parallel" in plan.values():
+        raise _spread("a plan that splits the sequence over ranks", "hidden states that are whole on every rank")
+    for layer in adapter.layers:
+        check_heads(layer.self_attn, ranks)
+
+
+def refuse_spread_tower(tower: nn.Module) -> None:
+    """Raise `CapabilityError` for a lone tower whose heads are spread over ranks."""
+    if is_spread(tower):
+        raise _spread("a vision tower whose heads are spread over ranks", "a whole tower on every rank")
+
+
+def _spread(got: str, accepted: str) -> CapabilityError:
+    return CapabilityError(explain(got, accepted, "Load the model so, see docs/scale.md, or leave the plugin out"))
 
 
 def refuse_latent(layers: Sequence[nn.Module], plugins: Sequence[Plugin]) -> None:

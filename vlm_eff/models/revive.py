@@ -27,6 +27,7 @@ from vlm_eff.models.layer_call import LayerCall
 from vlm_eff.models.ledger import Ledger
 from vlm_eff.models.masks import map_mask
 from vlm_eff.models.observe import row_logits, tapped_source
+from vlm_eff.models.ranks import Ranks
 from vlm_eff.models.side_store import SideStore, Tokens, column_of
 from vlm_eff.models.slots import Slots
 from vlm_eff.models.token_map import gather_slots
@@ -51,6 +52,7 @@ class LaterView:
     _call: Call
     _columns: Tensor
     _attention: Any
+    _ranks: Ranks
 
     def query_logits(self, wanted: QueryRow) -> tuple[Tensor, Tensor]:
         """Attention logits of the call's last token [B, H, S] in the layer before, and the candidates' columns [B, V].
@@ -60,7 +62,7 @@ class LaterView:
         source = tapped_source(self._call.tapped[wanted.layer], self._attention, rope=wanted.rope)
         extra = source.key.shape[2] - source.past - self._call.length
         logits = row_logits(source, self._call.query_slot()[:, None] + extra)[:, :, 0]
-        return logits, self._columns.clamp(min=0)
+        return self._ranks.all_queries(logits), self._columns.clamp(min=0)
 
 
 class Reviver:
@@ -128,6 +130,7 @@ class Reviver:
             _call=call,
             _columns=columns,
             _attention=self._adapter.layers[index - 1].self_attn,
+            _ranks=self._adapter.ranks,
         )
         started = time.perf_counter()
         revive = plugin.again(Site(index), view)

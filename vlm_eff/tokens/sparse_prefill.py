@@ -103,10 +103,10 @@ class Streaming:
         key_heads, keys = attending.key.shape[1], attending.key.shape[2]
         groups = attending.query.shape[1] // key_heads
         named = {head for layer, head in self.dense if layer == attending.layer}
-        if named and max(named) >= key_heads:
-            got = f"head {max(named)} of layer {attending.layer}, which has {key_heads} key heads"
-            raise ConfigError(explain(got, f"key heads 0 to {key_heads - 1}", "Correct dense_heads"))
-        dense = [head in named for head in range(key_heads) for _ in range(groups)]
+        if named and max(named) >= attending.heads:
+            got = f"head {max(named)} of layer {attending.layer}, which has {attending.heads} key heads"
+            raise ConfigError(explain(got, f"key heads 0 to {attending.heads - 1}", "Correct dense_heads"))
+        dense = [attending.first + head in named for head in range(key_heads) for _ in range(groups)]
         if all(dense) or self.sinks + self.local >= keys:
             return None
         return blocks.streaming(

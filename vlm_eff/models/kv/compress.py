@@ -11,6 +11,7 @@ from vlm_eff.core.plugin import Plugin
 from vlm_eff.core.report import CompressionReport
 from vlm_eff.models.adapter import Adapter
 from vlm_eff.models.call import Call
+from vlm_eff.models.kv.all_heads import AllHeads
 from vlm_eff.models.kv.book import Columns
 from vlm_eff.models.kv.census import changes, stored, take_census
 from vlm_eff.models.kv.layer import CompressedLayer
@@ -110,7 +111,8 @@ class Compressor:
 
     def _entries(self, layers: Layers, record: Columns, limit: int, index: int) -> Entries:
         context = (self.traits.get(index), self.rotary(index, record))
-        return open_entries(index, layers[index], record, limit, context)
+        mine, ranks = open_entries(index, layers[index], record, limit, context), self._adapter.ranks
+        return AllHeads(mine, ranks) if ranks.several else mine
 
     def rotary_of(self, index: int, layers: Layers) -> Rotary | None:
         """Rotary tables for the entries of one of the layers of a cache; None where nobody needs them."""

@@ -74,11 +74,12 @@ class Factorised:
         entries: Entries,
     ) -> LowRankSegment:
         """Take the coefficients of the entries that are packed; see `models/kv/write.py`."""
-        index = from_mask(self.among.flatten(0, 1)).index.view(position.shape)
-        filler = (position < 0)[..., None]
-        parts = compact([self.key.coefficients, self.value.coefficients], index)
+        made = from_mask(self.among.flatten(0, 1)).index
+        index, filler = entries.own(made.view(*self.among.shape[:2], -1)), (position < 0)[..., None]
+        parts = compact([entries.own(one.coefficients) for one in (self.key, self.value)], index)
         key, value = (part.masked_fill(filler, 0.0) for part in parts)
-        return LowRankSegment(position, weight, key, self.key.basis, value, self.value.basis)
+        key_basis, value_basis = (entries.own(one.basis) for one in (self.key, self.value))
+        return LowRankSegment(position, weight, key, key_basis, value, value_basis)
 
     @property
     def saves(self) -> Tensor:

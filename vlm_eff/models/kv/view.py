@@ -19,6 +19,7 @@ from vlm_eff.models.kv.book import Asked, Columns, Sums, final_rows
 from vlm_eff.models.kv.layer import CompressedLayer
 from vlm_eff.models.kv.places import Rotary
 from vlm_eff.models.observe import dot
+from vlm_eff.models.ranks import own_part
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,20 @@ class Entries:
     _record: Columns
     _traits: Traits | None
     _rotary: Rotary | None
+
+    @property
+    def stored(self) -> Entries:
+        """Those of the heads that this process stores: all, but for tensor parallelism."""
+        return self
+
+    def own(self, states: Tensor) -> Tensor:
+        """Of something for all heads [B, Hkv, ...] what concerns the heads that are `stored`."""
+        return states
+
+    @property
+    def entry_bytes(self) -> int:
+        """Bytes of one token's keys and values in this layer, over all its heads."""
+        return sum(states.shape[1] * states.shape[3] * states.element_size() for states in (self.key, self.value))
 
     def attention(self, rule: CacheRows, *, closed: bool = False) -> RowAttention:
         """Attention of the rows that the plugin named in its `needs`; an entry's queries must come after it.
@@ -140,7 +155,7 @@ class Entries:
             CapabilityError: the layer has no plain projection, because it is named otherwise or quantised.
         """
         projection = getattr(None if self._traits is None else self._traits.attention, "o_proj", None)
-        weight, width = getattr(projection, "weight", None), self.value.shape[3]
+        weight, width = own_part(getattr(projection, "weight", None)), self.value.shape[3]
         if weight is None or weight.dim() != 2 or not weight.is_floating_point() or weight.shape[1] % width:
             raise CapabilityError(
                 explain(

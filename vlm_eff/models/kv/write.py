@@ -38,19 +38,22 @@ class Form(Protocol):
 
 @dataclass(frozen=True)
 class _Picked:
-    """Entries of one form: contents, positions, weights, and the open columns they came from [B, Hkv, P]."""
+    """Entries of one form: contents, positions, weights, and the open columns they came from [B, Hkv, P].
+
+    count: [B, Hkv] of them, of the heads of other ranks too: P is the most that any head has
+    """
 
     key: Tensor
     value: Tensor
     position: Tensor
     weight: Tensor | None
     source: Tensor
+    count: Tensor
 
     @property
     def uneven(self) -> bool:
         """True when heads of one row keep different numbers: then fillers would be stored for nothing."""
-        count = (self.position >= 0).sum(-1)
-        return bool((count != count[:, :1]).any())
+        return bool((self.count != self.count[:, :1]).any())
 
 
 def unchanged(decided: Stored, entries: Entries) -> bool:
@@ -80,7 +83,8 @@ def carry_out(decided: Stored, entries: Entries, cache: CompressedLayer, limit: 
     tails = [
         torch.cat([new, old[:, :, inside:]], 2) for new, old in ((exact.key, cache.keys), (exact.value, cache.values))
     ]
-    _move(cache, entries, sources, exact.source, [number for _, numbers in segments for number in numbers], inside)
+    order = [number for _, numbers in segments for number in numbers]
+    _move(cache, entries.stored, sources, exact.source, order, inside)
     slots = cache.slots
     cache.keys, cache.values = tails
     cache.held, cache.weight = exact.position, exact.weight
@@ -100,15 +104,16 @@ def _pick(decided: Stored, entries: Entries, number: int) -> _Picked:
     wanted = (decided.form == number) & entries.present
     batch, heads, count = wanted.shape
     found = from_mask(wanted.reshape(batch * heads, count))
-    index = found.index.view(batch, heads, -1)
-    valid = found.valid.view(batch, heads, -1)
-    key = entries.key if decided.key is None else decided.key
-    value = entries.value if decided.value is None else decided.value
-    weight = entries.weight if decided.weight is None else decided.weight
-    known = [key, value, entries.position] if weight is None else [key, value, entries.position, weight]
+    index = entries.own(found.index.view(batch, heads, -1))
+    valid = entries.own(found.valid.view(batch, heads, -1))
+    mine = entries.stored
+    key = mine.key if decided.key is None else entries.own(decided.key)
+    value = mine.value if decided.value is None else entries.own(decided.value)
+    weight = mine.weight if decided.weight is None else entries.own(decided.weight)
+    known = [key, value, mine.position] if weight is None else [key, value, mine.position, weight]
     key, value, position, *weights = compact(known, index)
     weight = weights[0].masked_fill(~valid, 1.0) if weights else None
-    return _Picked(key, value, position.masked_fill(~valid, -1), weight, index)
+    return _Picked(key, value, position.masked_fill(~valid, -1), weight, index, wanted.sum(-1))
 
 
 def _move(
