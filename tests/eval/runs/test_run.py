@@ -133,6 +133,15 @@ def test_shards_together_are_the_run(subject: Subject, task: Task, tmp_path: Pat
     assert len(list((tmp_path / "parts").glob("samples-*.jsonl"))) == 3
 
 
+def test_gold_that_the_metric_cannot_use_is_said_before_anything_is_asked(
+    subject: Subject, task: Task, tmp_path: Path
+) -> None:
+    wrong = replace(task, items=(*task.items[:3], replace(task.items[3], gold={"answers": ["circle"]})))
+    with pytest.raises(InputError, match="'q3' of shapes"):
+        run_task(subject, wrong, (), tmp_path / "run", settings=SETTINGS)
+    assert not (tmp_path / "run").exists()
+
+
 def test_shards_are_read_from_the_environment() -> None:
     assert owner_of({}) == Shard(0, 1)
     assert owner_of({"RANK": "1", "WORLD_SIZE": "2"}) == Shard(1, 2)

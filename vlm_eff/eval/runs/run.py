@@ -84,7 +84,7 @@ def run_task(
             a line that says so, with status "error"; it counts as wrong.
     """
     settings, part = settings or RunSettings(), shard or Shard()
-    task.require_gold()
+    _check_gold(task)
     task = limited(task, settings.limit, whole=task.whole)
     header = _header(subject, task, plugins, specs, settings)
     _open(folder, header, part)
@@ -108,6 +108,17 @@ def run_task(
             if watch is not None:
                 watch(finished, total)
     return read_run(folder)
+
+
+def _check_gold(task: Task) -> None:
+    """A gold answer that the metric cannot use is said before anything is asked."""
+    task.require_gold()
+    metric = METRICS.get(task.metric)
+    for item in task.items:
+        try:
+            metric.check(item.gold)
+        except InputError as error:
+            raise InputError(f"item {item.id!r} of {task.name}: {error}") from None
 
 
 def _asked(
