@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import pickle
+import random
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,8 @@ from typing import Any
 import pytest
 
 from tests.eval.tasks.official import WRITERS, base64_png, put, put_json, put_lines, put_parquet, put_table
-from vlm_eff.core.errors import CapabilityError, InputError
+from vlm_eff.core.errors import CapabilityError, InputError, VlmEffError
+from vlm_eff.eval.metrics import METRICS
 from vlm_eff.eval.tasks import load_task
 from vlm_eff.eval.tasks.files import inside
 from vlm_eff.eval.tasks.rows import rows_of
@@ -178,3 +180,58 @@ def test_ids_that_come_twice_are_refused(tmp_path: Path) -> None:
     put_parquet(tmp_path / "val-0.parquet", [row, row])
     with pytest.raises(InputError, match="'q-0' twice"):
         load_task("refcoco", tmp_path)
+
+
+ODD: tuple[Any, ...] = (
+    None,
+    "",
+    " ",
+    -1,
+    3.5,
+    float("nan"),
+    True,
+    [],
+    {},
+    ["x"],
+    [None],
+    {"a": 1},
+    "../x",
+    "A. x",
+    [1, 2],
+)
+
+
+def damaged(content: Any, rng: random.Random) -> Any:
+    """The content with one value taken away, doubled or put in place of another, somewhere."""
+    if isinstance(content, dict) and content and rng.random() < 0.9:
+        name = rng.choice(list(content))
+        rest = {key: value for key, value in content.items() if key != name}
+        return rest if rng.random() < 0.25 else {**rest, name: damaged(content[name], rng)}
+    if isinstance(content, list) and content and rng.random() < 0.8:
+        place = rng.randrange(len(content))
+        middle = rng.choice(([], [content[place]] * 2, [damaged(content[place], rng)], [damaged(content[place], rng)]))
+        return content[:place] + middle + content[place + 1 :]
+    return rng.choice(ODD)
+
+
+@pytest.mark.parametrize("name", sorted(WRITERS))
+def test_whatever_is_wrong_in_a_file_is_read_or_refused_in_our_words(name: str, tmp_path: Path) -> None:
+    rng = random.Random(name)
+    WRITERS[name](tmp_path)
+    whole = {path: path.read_text() for path in tmp_path.rglob("*.json*")}
+    for path, text in whole.items():
+        for _ in range(8):
+            if path.suffix == ".jsonl" or name == "pope":
+                lines = text.splitlines()
+                lines[0] = json.dumps(damaged(json.loads(lines[0]), rng))
+                path.write_text("\n".join(lines))
+            else:
+                put_json(path, damaged(json.loads(text), rng))
+            try:
+                task = load_task(name, tmp_path)
+                for item in task.items:
+                    METRICS.get(task.metric).score("yes", item.gold, item_id=item.id)
+            except VlmEffError as error:
+                assert "Accepted: " in str(error)
+        path.write_text(text)
+    load_task(name, tmp_path)

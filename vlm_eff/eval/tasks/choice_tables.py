@@ -13,7 +13,7 @@ from vlm_eff.eval.tasks.choices import CHOICE_STYLES, bare_options, by_letter, b
 from vlm_eff.eval.tasks.embedded import SharedPictures
 from vlm_eff.eval.tasks.files import find_file, inside, media_folder
 from vlm_eff.eval.tasks.item import Item, Media, Picture
-from vlm_eff.eval.tasks.rows import Row, read_json, rows_of
+from vlm_eff.eval.tasks.rows import Row, read_object, rows_of
 from vlm_eff.eval.tasks.source import Request, TaskSource, register
 
 
@@ -119,9 +119,8 @@ def read_seed(request: Request) -> Iterator[Item]:
         rows = list(rows_of(path))
         yield from tsv_choices(request, rows, "category", pictures=SharedPictures(rows, request.folder))
         return
-    content = read_json(path)
-    names = content.get("question_type", {}) if isinstance(content, dict) else {}
-    types = {str(number): name for name, number in names.items()}
+    names = read_object(path).get("question_type")
+    types = {str(number): name for name, number in names.items()} if isinstance(names, dict) else {}
     folder = media_folder(request.folder, "SEED-Bench-image", "images")
     for row in rows_of(path, "questions"):
         if row.find("data_type") != "image":
@@ -149,7 +148,7 @@ def read_scienceqa(request: Request, subset: Literal["image", "all"] = "image") 
         raise ConfigError(explain(f"subset={subset!r}", "image, all", "Choose one of them"))
     problems = {row.text("_key"): row for row in rows_of(find_file(request.folder, "problems.json"))}
     path = find_file(request.folder, "pid_splits.json")
-    splits = Row(read_json(path), path.name)
+    splits = Row(read_object(path), path.name)
     folder = media_folder(request.folder, f"images/{request.split}", request.split)
     for number in map(str, splits.sequence(request.split)):
         if number not in problems:

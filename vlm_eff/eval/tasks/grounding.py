@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -66,7 +67,7 @@ def _files(name: str, request: Request) -> list[Path]:
 def _phrases(row: Row) -> list[str]:
     # in the parquet files the question is "describe the box" and the answers are the phrases
     found: Any = row.need("sent", "expression", "sentences", "answer")
-    listed = [found] if isinstance(found, str) else found
+    listed = found if isinstance(found, list) else [found]
     phrases = [str(one.get("sent", "") if isinstance(one, dict) else one).strip() for one in listed]
     if not phrases or not all(phrases):
         raise row.wrong("no phrase that describes the thing", "a text, or a list of one or more")
@@ -75,16 +76,16 @@ def _phrases(row: Row) -> list[str]:
 
 def _gold(request: Request, row: Row, kind: str, picture: Picture) -> dict[str, Any]:
     values = row.sequence("bbox")
-    if len(values) != 4 or not all(isinstance(one, int | float) for one in values):
+    if len(values) != 4 or not all(isinstance(one, int | float) and math.isfinite(one) for one in values):
         raise row.wrong(f"bbox is {values}", "four numbers")
     x, y, a, b = map(float, values)
     box = [x, y, x + a, y + b] if kind == "xywh" else [x, y, a, b]
     if not (box[0] < box[2] and box[1] < box[3]):
         raise row.wrong(f"bbox {values} read as {kind} is empty", "a box with an inside; see the option boxes")
-    if row.find("width") is not None:
-        size = (int(row.need("width")), int(row.need("height")))
-    else:
-        size = picture_size(row, picture)
+    width, height = row.number("width"), row.number("height")
+    size = picture_size(row, picture) if width is None or height is None else (int(width), int(height))
+    if min(size) < 1:
+        raise row.wrong(f"a picture of {size[0]}x{size[1]}", "width and height in pixels")
     return {"box": box, "size": list(size), "coordinates": request.style}
 
 

@@ -6,6 +6,7 @@ import ast
 import csv
 import importlib
 import json
+import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -44,8 +45,11 @@ class Row:
         return found
 
     def text(self, *names: str) -> str:
-        """As `need`, as text without blanks around it."""
-        return str(self.need(*names)).strip()
+        """As `need`, as text without blanks around it; `InputError` where it is blank, or no text or number."""
+        found = self.need(*names)
+        if not isinstance(found, str | int | float) or not str(found).strip():
+            raise self.wrong(f"{' or '.join(map(repr, names))} is {str(found)[:40]!r}", "a text or a number")
+        return str(found).strip()
 
     def sequence(self, *names: str) -> list[Any]:
         """As `need`, as a list; a list written out as text, which tables hold, is read."""
@@ -63,9 +67,12 @@ class Row:
         """The number of a field, None where the record has none."""
         found = self.find(name)
         try:
-            return None if found is None else float(found)
+            value = None if found is None else float(found)
         except (TypeError, ValueError):
-            raise self.wrong(f"{name} is {found!r}", "a number") from None
+            value = math.nan
+        if value is not None and not math.isfinite(value):
+            raise self.wrong(f"{name} is {found!r}", "a number")
+        return value
 
     def wrong(self, got: str, accepted: str) -> InputError:
         """The error to raise for a value of this record."""
@@ -111,6 +118,11 @@ def read_json(path: Path) -> Any:
     except OSError as error:
         problem = f"{path} cannot be read ({error.strerror})"
     raise InputError(explain(problem, "a whole JSON file", "Copy or download it again"))
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """As `read_json`, of a file that holds one object with fields."""
+    return dict(_row(read_json(path), path.name).values)
 
 
 def _json_rows(path: Path, keys: Sequence[str]) -> Iterator[Row]:
@@ -194,7 +206,8 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
     except ImportError:
         problem = f"{path.name} is a parquet file and pyarrow is not installed"
         raise CapabilityError(explain(problem, "pyarrow 14 or later", 'Run: pip install "vlm-eff[eval]"')) from None
-    errors = (importlib.import_module("pyarrow").ArrowException, OSError)
+    # pyarrow's own are kinds of ValueError; text that is no UTF-8 is another
+    errors = (importlib.import_module("pyarrow").ArrowException, OSError, ValueError)
     place = 0
     try:
         with parquet.ParquetFile(path) as table:

@@ -11,7 +11,7 @@ from vlm_eff.eval.tasks.choices import CHOICE_STYLES, bare_options, by_number, b
 from vlm_eff.eval.tasks.files import find_file, find_files, inside, media_folder
 from vlm_eff.eval.tasks.footage import video_file
 from vlm_eff.eval.tasks.item import Footage, Item
-from vlm_eff.eval.tasks.rows import Row, read_json, rows_of
+from vlm_eff.eval.tasks.rows import Row, read_object, rows_of
 from vlm_eff.eval.tasks.source import Request, TaskSource, register
 from vlm_eff.video.sampling import Sampling
 
@@ -109,10 +109,7 @@ def _video_map(folder: Path) -> dict[str, str]:
     if not any(folder.glob(name)) and not any(folder.glob(f"*/{name}")):
         return {}
     path = find_file(folder, name, f"*/{name}")
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise InputError(explain(f"{path.name} holds {type(content).__name__}", "paths by video id", "Check the file"))
-    return {str(video): str(place) for video, place in content.items()}
+    return {video: str(place) for video, place in read_object(path).items()}
 
 
 def read_egoschema(request: Request) -> Iterator[Item]:
@@ -121,11 +118,11 @@ def read_egoschema(request: Request) -> Iterator[Item]:
     The split "subset" is the 500 questions with public answers; "full" is all 5031, whose answers only the authors'
     server has.
     """
-    answers: Any = {}
+    answers: dict[str, Any] = {}
     if request.split == "subset":
         path = find_file(request.folder, "subset_answers.json", "*/subset_answers.json")
-        answers = read_json(path)
-        if not isinstance(answers, dict) or not answers:
+        answers = read_object(path)
+        if not answers:
             raise InputError(explain(f"{path.name} holds no answers", "numbers by question id", "Check the file"))
     folder = media_folder(request.folder, "videos", "good_clips_git", "video")
     seen = set()
