@@ -20,7 +20,7 @@ from .questions import FAMILIES, Question, questions
 
 __all__ = [
     "CELLS", "COLOURS", "FAMILIES", "IMAGE_SIZE", "SHAPES", "SIZES", "SPLITS", "WORDS",
-    "Question", "Scene", "SceneObject", "SceneText", "make_scene", "questions", "render",
+    "Question", "Scene", "SceneObject", "SceneText", "draw_shape", "make_scene", "questions", "render",
 ]  # fmt: skip
 
 _CENTRE_SLACK = {"small": 6, "large": 3}
@@ -100,7 +100,7 @@ def render(scene: Scene) -> Image.Image:
     image = Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), scene.background)
     draw = ImageDraw.Draw(image)
     for item in scene.objects:
-        _draw_shape(draw, item, scene.background)
+        draw_shape(draw, item, scene.background)
     for text, scale in ((scene.word, _WORD_SCALE), (scene.digit, _DIGIT_SCALE)):
         if text is not None:
             mask = _mask_image(text.text, scale)
@@ -125,7 +125,8 @@ def _mask_image(text: str, scale: int) -> Image.Image:
     return Image.fromarray(text_mask(text, scale, _WORD_GAP).astype(np.uint8) * 255)
 
 
-def _draw_shape(draw: ImageDraw.ImageDraw, item: SceneObject, background: tuple[int, int, int]) -> None:
+def draw_shape(draw: ImageDraw.ImageDraw, item: SceneObject, background: tuple[int, int, int]) -> None:
+    """Draw one object into its box, which may reach over the edge; the hole of a ring has the background's colour."""
     left, top, right, bottom = item.box
     right, bottom = right - 1, bottom - 1  # PIL counts the last pixel in
     colour = COLOURS[item.colour]
