@@ -100,6 +100,43 @@ def run_command(
     (run_compare if compare else run_once)(options)
 
 
+@app.command("compare")
+def compare_command(
+    reference: Annotated[Path, typer.Argument(metavar="RUN_BARE", help="Folder of the run to compare with.")],
+    run: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of the runs to compare.")],
+    by: Annotated[list[str] | None, typer.Option(help="A breakdown of the items, such as question_type.")] = None,
+    fail_under: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME=VALUE,...", help="Exit with 1 where a method falls below, such as acc=-0.01,loyalty=0.9."
+        ),
+    ] = None,
+    across_models: Annotated[bool, typer.Option("--across-models", help="The models may differ.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of the resampling.")] = 0,
+    json: Json = False,
+) -> None:
+    """Compare finished runs of one task, with intervals (for one question: run --compare)."""
+    from vlm_eff.cli.compare_runs import CompareOptions, compare_folders
+
+    compare_folders(CompareOptions(reference, run, by or [], fail_under, across_models, seed, json))
+
+
+@app.command("report")
+def report_command(
+    run: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of finished runs of one task.")],
+    output: Annotated[
+        Path | None, typer.Option(metavar="DIR_OR_FILE", help="A folder, or a file that ends in .html (or .md).")
+    ] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Tables as Markdown, without plots.")] = False,
+    across_models: Annotated[bool, typer.Option("--across-models", help="The models may differ.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of the resampling.")] = 0,
+) -> None:
+    """Write runs as one HTML page: tables, plots, answers that changed."""
+    from vlm_eff.cli.report import ReportOptions, write_report
+
+    write_report(ReportOptions(run, output, markdown, across_models, seed))
+
+
 @app.command("kv-meter")
 def kv_meter_command(
     image: Annotated[list[Path] | None, typer.Option(help="A picture; give it again for several.")] = None,

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import io
-from typing import Any
-
-from vlm_eff.core.errors import CapabilityError, explain
+from vlm_eff.eval.figure import blank_figure, png_of
 from vlm_eff.eval.kv_meter import Result
 
 
@@ -15,7 +12,7 @@ def plot_errors(result: Result) -> bytes:
     Raises:
         CapabilityError: matplotlib is not installed.
     """
-    figure = _figure()
+    figure = blank_figure(10, 4)
     left, right = figure.subplots(1, 2)
     for label, policy in result.policies.items():
         (line,) = left.plot(result.layers, policy.error, marker="o", markersize=3, label=label)
@@ -29,19 +26,4 @@ def plot_errors(result: Result) -> bytes:
         axes.grid(alpha=0.3)
     right.set_xlim(left=0)
     left.legend(fontsize=7)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    return buffer.getvalue()
-
-
-def _figure() -> Any:
-    """An empty figure that no window belongs to, so that no screen is needed."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise CapabilityError(
-            explain(
-                "a plot without matplotlib", "an installation that has it", 'Install it: pip install "vlm-eff[eval]"'
-            )
-        ) from None
-    return Figure(figsize=(10, 4), layout="constrained")
+    return png_of(figure)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from vlm_eff.eval.record import Record
+from vlm_eff.eval.stats.baselines import BASELINES
 
-BASELINES = ("uniform_grid", "random_drop", "average_pool")
 # chance in the bare model, so it compares nothing
 _LEFT_OUT = {"relation"}
 

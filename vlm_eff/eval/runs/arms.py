@@ -15,14 +15,12 @@ from vlm_eff.core.registry import METHODS
 from vlm_eff.eval.budgets import Sizes, reach
 from vlm_eff.eval.runs.asking import Shows, ask, show
 from vlm_eff.eval.runs.folder import Run
+from vlm_eff.eval.stats.baselines import BLIND, DOWNSIZE
 from vlm_eff.eval.subject import Subject
 from vlm_eff.eval.tasks.item import Task
 from vlm_eff.models.attach import attach
 from vlm_eff.tokens import for_budget, uniform_grid
 
-# tokens picked without looking at what they hold, and the picture made smaller before anybody looks
-BLIND = ("random_drop", "uniform_grid", "average_pool")
-DOWNSIZE = "downsize"
 # budgets this near to one another share their baselines
 _ALIKE = 0.02
 

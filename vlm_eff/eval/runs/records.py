@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, cast
+from typing import Any
 
 from vlm_eff.eval.measure import PairedTimes
-from vlm_eff.eval.metrics import METRICS, Score, Scored, Status
+from vlm_eff.eval.metrics import METRICS
 from vlm_eff.eval.record import Record
 from vlm_eff.eval.runs.arms import Arm
 from vlm_eff.eval.runs.folder import Run
+from vlm_eff.eval.stats.summary import scored
 
 # costs that a record averages over the items of a run
 _COSTS = ("visual_tokens", "n_eq", "n_eq_asked", "flops_ratio", "kv_bytes_ratio")
@@ -19,11 +20,7 @@ _COSTS = ("visual_tokens", "n_eq", "n_eq_asked", "flops_ratio", "kv_bytes_ratio"
 def summary(run: Run) -> dict[str, Any]:
     """What a finished run says: what its metric makes of all items, the rates of each status, and mean costs."""
     samples = list(run.samples.values())
-    scored = [
-        Scored(one.id, Score(one.score, one.parsed, cast(Status, one.status)), one.gold, one.cluster, one.groups)
-        for one in samples
-    ]
-    found = METRICS.get(run.header.task["metric"]).aggregate(scored)
+    found = METRICS.get(run.header.task["metric"]).aggregate(scored(samples))
     costs = {name: [one.costs[name] for one in samples if name in one.costs] for name in _COSTS}
     return {
         **found,

@@ -1,0 +1,4 @@
+"""Showing compared runs: cells of tables, plots, one HTML page, Markdown.
+
+Start reading at `page.py`.
+"""
