@@ -66,7 +66,7 @@ $(VENV)/.dev: pyproject.toml | $(BIN)/python
 # environment, and of its needs those that its transformers backends import
 PURELIB := -c "import sysconfig; print(sysconfig.get_path('purelib'))"
 $(BRIDGES)/.made: $(VENV)/.dev
-	@echo "vlm-eff: making $(BRIDGES) with lmms-eval"
+	@echo "vlm-eff: making $(BRIDGES) with lmms-eval; pip will list needs of lmms-eval that are left out on purpose"
 	@$(PYTHON) -m venv $(BRIDGES)
 	@echo "import site; site.addsitedir('$$($(BIN)/python $(PURELIB))')" > "$$($(BRIDGES)/bin/python $(PURELIB))/beside.pth"
 	@$(BRIDGES)/bin/python -m pip install -qq --disable-pip-version-check --no-deps lmms-eval==0.7.3 decord

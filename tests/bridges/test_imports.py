@@ -15,6 +15,8 @@ from vlm_eff.eval.bridges.imports import import_runs
 from vlm_eff.eval.bridges.lmms_samples import read_lmms
 from vlm_eff.eval.bridges.vlmevalkit_predictions import read_vlmevalkit
 from vlm_eff.eval.runs.folder import Run, read_run
+from vlm_eff.eval.stats.baselines import is_bare
+from vlm_eff.eval.stats.comparable import comparable
 
 DATE = "20261123_002704"
 SPEC = "fastv:keep_ratio=0.5,layer=1"
@@ -73,7 +75,7 @@ def test_lmms_samples(tmp_path: Path) -> None:
     (run,) = import_runs([lmms_file(tmp_path / "logs", LINES, RESULTS)], tmp_path / "run", read_lmms)
     assert run == read_run(tmp_path / "run") and run.finished
     header = run.header
-    assert header.task | {"digest": ""} == {
+    assert header.task | {"digest": "", "imported": {}} == {
         "name": "lmms-eval:shapes",
         "version": "1.0",
         "metric": "lmms-eval:exact_match",
@@ -81,13 +83,15 @@ def test_lmms_samples(tmp_path: Path) -> None:
         "sampling": None,
         "items": 3,
         "digest": "",
+        "imported": {},
     }
     assert (header.model, header.label, header.date, header.device) == ("models/small", SPEC, "2026-11-23", "cpu")
     assert header.plugins == [vlm_eff.plugin(SPEC).to_dict()]
-    settings = header.settings
-    assert settings["imported_from"]["tool"] == "lmms-eval" and settings["imported_from"]["version"] == "0.7.3"
-    assert settings["not_told"] == ["attention", "dtype", "threads", "video_as"]
-    assert (settings["seed"], settings["means"], settings["empty_scored_wrong"]) == (1234, {"n_eq": 81.0}, 1)
+    settings, imported = header.settings, header.task["imported"]
+    assert settings["imported_from"] == "lmms-eval" and header.packages == {"lmms-eval": "0.7.3"}
+    assert settings["seed"] == 1234 and settings["arguments"] == ["pretrained=models/small"]
+    assert imported["not_told"] == ["attention", "dtype", "threads", "video_as"]
+    assert (imported["means"], imported["empty_scored_wrong"]) == ({"n_eq": 81.0}, 1)
     first, second, third = run.samples.values()
     assert (first.id, first.prompt, first.answer, first.score) == ("0", "what is the red shape?", "triangle", 1.0)
     assert (first.new_tokens, first.media, first.cluster) == (2, [{"file": "images/0.png"}], "images/0.png")
@@ -100,18 +104,25 @@ def test_bare_and_plugin_runs_pair(tmp_path: Path) -> None:
     (one,) = import_runs([lmms_file(tmp_path / "a", LINES, RESULTS)], tmp_path / "one", read_lmms)
     (two,) = import_runs([lmms_file(tmp_path / "b", LINES, bare)], tmp_path / "two", read_lmms)
     assert two.header.label == "bare" and two.header.plugins == []
-    assert one.header.task == two.header.task and one.header.model == two.header.model
+    comparable(one, two)
+    assert is_bare(two.header) and not is_bare(one.header)
     changed = [LINES[0] | {"input": "what is the blue shape?"}, *LINES[1:]]
     (three,) = import_runs([lmms_file(tmp_path / "c", changed, bare)], tmp_path / "three", read_lmms)
-    # other prompts are another task, which compare refuses
-    assert three.header.task["digest"] != two.header.task["digest"]
+    with pytest.raises(InputError, match="prompts differ"):
+        comparable(three, two)
+    other = RESULTS | {"config": bare["config"] | {"model_args": "pretrained=models/small,dtype=float16"}}  # type: ignore[operator]
+    (four,) = import_runs([lmms_file(tmp_path / "d", LINES, other)], tmp_path / "four", read_lmms)
+    with pytest.raises(InputError, match="arguments"):
+        comparable(four, two)
 
 
 def test_without_results_what_is_missing_is_said(tmp_path: Path) -> None:
     path = lmms_file(tmp_path / "logs", LINES[1:])
     (run,) = import_runs([path], tmp_path / "run", lambda one: read_lmms(one, label="theirs", model="m"))
     assert (run.header.model, run.header.label, run.header.device) == ("m", "theirs", "not told")
-    assert {"new_tokens", "seed", "batch_size"} <= set(run.header.settings["not_told"])
+    assert {"new_tokens", "seed", "batch_size"} <= set(run.header.task["imported"]["not_told"])
+    # with no plugin it would pass for the bare model
+    assert run.header.plugins == [{"method": "theirs"}]
 
 
 def test_a_metric_may_lie_in_a_dict(tmp_path: Path) -> None:
@@ -184,7 +195,7 @@ def test_vlmevalkit_predictions(tmp_path: Path, suffix: str) -> None:
     header = run.header
     assert (header.model, header.label, header.date) == ("llava", SPEC, "2026-11-22")
     assert (header.task["name"], header.task["metric"]) == ("VLMEvalKit:pets", "VLMEvalKit:hit")
-    assert header.plugins == [vlm_eff.plugin(SPEC).to_dict()] and "new_tokens" in header.settings["not_told"]
+    assert header.plugins == [vlm_eff.plugin(SPEC).to_dict()] and "new_tokens" in header.task["imported"]["not_told"]
     first, second, third = run.samples.values()
     assert (first.id, first.prompt, first.answer, first.score) == ("0", "which?\nA. cat\nB. dog", "A.", 1.0)
     assert (second.score, second.status) == (0.0, "ok")

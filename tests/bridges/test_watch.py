@@ -66,6 +66,15 @@ def test_without_plugins_times_are_taken(subject: Subject) -> None:
     assert set(watch.calls[0]) == {"new_tokens", "ttft_ms", "tpot_ms"}
 
 
+def test_passes_outside_generate_are_counted_too(subject: Subject) -> None:
+    watch = watch_of(subject, "divprune:keep_ratio=0.5")
+    with watch.judged(0, "loglikelihood"), torch.inference_mode():
+        subject.model(**subject.inputs([Image.new("RGB", (40, 40))], "what color is it?"))
+    watch.note_passes()
+    watch.close()
+    assert watch.means()["n_eq"] == TOKENS / 2
+
+
 def test_a_swallowed_error_fails_the_run(subject: Subject, broken: str) -> None:
     watch = watch_of(subject, broken)
 

@@ -294,7 +294,9 @@ def import_command(
     metric: Annotated[
         str | None, typer.Option(metavar="NAME", help="Which of the harness's metrics is the score.")
     ] = None,
-    label: Annotated[str | None, typer.Option(metavar="TEXT", help="How tables name the run.")] = None,
+    label: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="What was put on the model, where the files do not tell.")
+    ] = None,
     model: Annotated[str | None, typer.Option(metavar="NAME", help="The model, where the files do not tell.")] = None,
     json: Json = False,
 ) -> None:

@@ -53,5 +53,5 @@ def _summary(run: Run) -> dict[str, object]:
         "metric": header.task["metric"],
         "empty": sum(sample.status == "empty" for sample in samples),
         "errors": sum(sample.status == "error" for sample in samples),
-        "not_told": ", ".join(header.settings["not_told"]),
+        "not_told": ", ".join(header.task["imported"]["not_told"]),
     }

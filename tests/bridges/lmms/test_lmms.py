@@ -127,5 +127,5 @@ def test_the_command_line(plugin: str, model_folder: Path, tmp_path: Path) -> No
     assert "avg_n_eq" in done.stdout
     (run,) = import_runs(samples, tmp_path / "run", read_lmms)
     assert run.finished and run.header.label == plugin and len(run.samples) == 3
-    assert run.header.settings["means"]["n_eq"] == TOKENS / 2
+    assert run.header.task["imported"]["means"]["n_eq"] == TOKENS / 2
     assert {sample.new_tokens > 0 for sample in run.samples.values()} == {True}

@@ -1,7 +1,8 @@
 """Per-sample files of lmms-eval and VLMEvalKit as runs of ours, so that `vlm-eff compare` pairs them.
 
-Scores are those of the harness, except that an empty answer is wrong, as everywhere here; how many that changed is in
-the settings. What a harness does not tell is None, an empty string or 0, and listed in `settings["not_told"]`.
+Scores are those of the harness, except that an empty answer is wrong, as everywhere here. What a harness does not tell
+is None, an empty string or 0. Both are said in `task["imported"]`, which comparisons do not look at; whatever decides
+answers stands in the settings, which have to be the same.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ class Source:
 
     tool, version: of the harness; files: names of what was read; date: ISO
     model, task, task_version, metric, max_new_tokens: as the harness calls them
-    settings: what it tells beside; means: its averages of what our bridge measured
+    settings: what it tells of how it asked; plugins: None where a label alone says that there were some
+    notes: what else it tells, such as means of what our bridge measured
     """
 
     tool: str
@@ -62,10 +64,10 @@ class Source:
     task_version: str = ""
     max_new_tokens: int | None = None
     device: str = ""
-    plugins: tuple[Plugin, ...] = ()
+    plugins: tuple[Plugin, ...] | None = ()
     specs: tuple[str, ...] = ()
     settings: dict[str, Any] = field(default_factory=dict)
-    means: dict[str, float] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
 
 
 def import_runs(
@@ -118,23 +120,42 @@ def header_of(source: Source, lines: Sequence[Answered]) -> Header:
             "sampling": None,
             "items": len(items),
             "digest": task.digest,
+            "imported": {
+                "files": list(source.files),
+                "by": f"vlm_eff {vlm_eff.__version__}",
+                "not_told": not_told,
+                "empty_scored_wrong": sum(bool(line.value) for line in lines if not line.answer.strip()),
+                **source.notes,
+            },
         },
         model=source.model,
-        plugins=[plugin.to_dict() for plugin in source.plugins],
+        plugins=_plugins(source),
         specs=list(source.specs),
         settings={
             **told,
             **{name: value for name, value in source.settings.items() if name not in told},
-            "imported_from": {"tool": source.tool, "version": source.version, "files": list(source.files)},
-            "imported_by": f"vlm_eff {vlm_eff.__version__}",
-            "not_told": not_told,
-            "empty_scored_wrong": sum(bool(line.value) for line in lines if not line.answer.strip()),
-            "means": source.means,
+            "imported_from": source.tool,
         },
         device=source.device or "not told",
         packages={source.tool: source.version},
         date=source.date,
     )
+
+
+def _plugins(source: Source) -> list[dict[str, Any]]:
+    if source.plugins is None:
+        # without any entry the run would pass for the bare model
+        return [{"method": label} for label in source.specs]
+    return [plugin.to_dict() for plugin in source.plugins]
+
+
+def labelled(
+    label: str | None, plugins: tuple[Plugin, ...], specs: tuple[str, ...]
+) -> tuple[tuple[Plugin, ...] | None, tuple[str, ...]]:
+    """Plugins and how they are named, where a label may stand in for either."""
+    if label is None:
+        return plugins, specs
+    return plugins or None, (label,)
 
 
 def check_value(value: Any, metric: str, where: str) -> float:

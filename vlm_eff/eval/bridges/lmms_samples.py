@@ -9,8 +9,8 @@ from typing import Any
 
 from vlm_eff.core.errors import InputError, explain
 from vlm_eff.core.plugin import Plugin
-from vlm_eff.eval.bridges.arguments import read_arguments
-from vlm_eff.eval.bridges.imports import Answered, Source, check_value
+from vlm_eff.eval.bridges.arguments import read_arguments, split_arguments
+from vlm_eff.eval.bridges.imports import Answered, Source, check_value, labelled
 from vlm_eff.eval.bridges.lmms import MODEL_ID
 
 _BETWEEN = "_samples_"
@@ -35,7 +35,7 @@ def read_lmms(
     """Read a samples file of lmms-eval.
 
     metric: which of the task's metrics is the score, `name` or `name.key` where it is a dict; None where there is one
-    label:  how tables name the run; None takes the plugins of the model `vlm_eff`, and "bare" for other models
+    label:  what was put on the model; None takes the plugins of the model `vlm_eff`, and "bare" for other models
     model:  name of the model; None takes what the results say
 
     Raises:
@@ -51,7 +51,8 @@ def read_lmms(
     results = json.loads(beside.read_text(encoding="utf-8")) if beside.exists() else {}
     metric = metric or _only_metric(rows[0], path)
     lines = [_answered(row, metric, path) for row in rows]
-    plugins, specs = _plugins(results)
+    arguments, plugins, specs = _arguments(results)
+    found_plugins, named = labelled(label, plugins, specs)
     config = results.get("config", {})
     asked = results.get("configs", {}).get(task, {})
     source = Source(
@@ -65,16 +66,21 @@ def read_lmms(
         task_version=_version(asked, results, task),
         max_new_tokens=(asked.get("generation_kwargs") or {}).get("max_new_tokens"),
         device=str(config.get("device") or ""),
-        plugins=() if label else plugins,
-        specs=(label,) if label else specs,
+        plugins=found_plugins,
+        specs=named,
         settings={
             "batch_size": config.get("batch_size"),
             "limit": config.get("limit"),
             "seed": config.get("torch_seed"),
             "backend": config.get("model_backend"),
-            "model_args": config.get("model_args"),
+            "arguments": arguments,
+            "gen_kwargs": config.get("gen_kwargs"),
+            "system_instruction": results.get("system_instruction_sha"),
         },
-        means={k.removeprefix("avg_"): v for k, v in results.get("throughput", {}).items() if k.startswith("avg_")},
+        notes={
+            "model_args": config.get("model_args"),
+            "means": {k[4:]: v for k, v in results.get("throughput", {}).items() if k.startswith("avg_")},
+        },
     )
     return source, lines
 
@@ -139,12 +145,14 @@ def _name(media: str) -> str:
     return f"inline {media[-16:]}" if media.startswith("data:") else "/".join(Path(media).parts[-2:])
 
 
-def _plugins(results: dict[str, Any]) -> tuple[tuple[Plugin, ...], tuple[str, ...]]:
+def _arguments(results: dict[str, Any]) -> tuple[list[str], tuple[Plugin, ...], tuple[str, ...]]:
+    """Arguments of the backend, alike with and without our bridge; plugins, and how they were written."""
     config = results.get("config", {})
+    text = str(config.get("model_args") or "")
     if config.get("model") != MODEL_ID:
-        return (), ()
-    asked = read_arguments(str(config.get("model_args", "")))
-    return asked.plugins, asked.specs
+        return sorted(split_arguments(text)), (), ()
+    asked = read_arguments(text)
+    return sorted(split_arguments(asked.rest)), asked.plugins, asked.specs
 
 
 def _version(asked: dict[str, Any], results: dict[str, Any], task: str) -> str:

@@ -13,7 +13,7 @@ import vlm_eff
 from vlm_eff.core.errors import CapabilityError, InputError, explain
 from vlm_eff.core.plugin import Plugin
 from vlm_eff.eval.bridges.arguments import split_specs
-from vlm_eff.eval.bridges.imports import Answered, Source, check_value
+from vlm_eff.eval.bridges.imports import Answered, Source, check_value, labelled
 
 # what VLMEvalKit writes where it got no answer
 _FAILED = "Failed to obtain answer"
@@ -28,7 +28,7 @@ def read_vlmevalkit(
 
     metric: column with the score; None takes `hit`, which its multiple-choice results have, and else "exact": the
             answer equals the gold one but for case and punctuation around it
-    label:  how tables name the run; None takes the plugins in the model's name, and "bare" where there are none
+    label:  what was put on the model; None takes the plugins in the model's name, and "bare" where there are none
     model:  name of the model; None takes what `status.json` or the name of the folder says
 
     Raises:
@@ -44,6 +44,7 @@ def read_vlmevalkit(
     name = str(status.get("model_name") or path.parent.name)
     known = path.stem.startswith(f"{name}_")
     base, plugins, specs = plugins_in(name) if known else ("not told", (), ())
+    found, named = labelled(label, plugins, specs)
     source = Source(
         tool="VLMEvalKit",
         version=str(status.get("commit") or "not told"),
@@ -52,8 +53,8 @@ def read_vlmevalkit(
         model=model or base,
         task=path.stem.removeprefix(f"{name}_"),
         metric=metric,
-        plugins=() if label else plugins,
-        specs=(label,) if label else specs,
+        plugins=found,
+        specs=named,
     )
     return source, [_answered(row, metric, path) for row in rows]
 
