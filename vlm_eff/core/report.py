@@ -164,6 +164,7 @@ class Stats:
     `compressions` holds one report each time that the cache was compressed; `kv_bytes` is what all its layers held
     after the last call, storages counted once, `kv_bytes_bare` what a bare model would hold of the same sequence.
     `ranks` is on how many ranks the heads lie (tensor parallelism): entries and bytes are those of one of them.
+    `step_flops` are decoder FLOPs of the last decode step, all rows, counted as those of a prefill; 0 before the first.
     """
 
     plugins: tuple[str, ...]
@@ -177,6 +178,8 @@ class Stats:
     compressions: list[CompressionReport] = field(default_factory=list)
     kv_bytes: int = 0
     kv_bytes_bare: int = 0
+    step_flops: float = 0.0
+    step_flops_bare: float = 0.0
     runs: list[DenoiseReport] = field(default_factory=list)
     ranks: int = 1
 

@@ -113,9 +113,15 @@ class Adapter:
             made = rotary(hidden, positions)
         return made  # type: ignore[no-any-return]
 
+    @property
+    def head(self) -> nn.Module:
+        """What makes logits of the decoder's last hidden states."""
+        made: nn.Module = self.top.get_output_embeddings()
+        return made
+
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [..., V] of the decoder's last hidden states [..., D], as the model's own head makes them."""
-        made: Tensor = self.top.get_output_embeddings()(hidden)
+        made: Tensor = self.head(hidden)
         code = inspect.unwrap(type(self.top).forward).__code__
         cap = getattr(self.decoder.config, "final_logit_softcapping", None)
         # some families have the number in their config and leave it to their text-only models

@@ -16,6 +16,7 @@ from vlm_eff.kernels.blocks import BlockLists, Rule, cross_modal
 from vlm_eff.kernels.dispatch import chosen
 from vlm_eff.kernels.sparse_attention import sparse_attention
 from vlm_eff.models.adapter import Adapter
+from vlm_eff.models.aside import Aside
 from vlm_eff.models.call import Call, find_ids
 from vlm_eff.models.ranks import Ranks
 
@@ -96,7 +97,7 @@ class ByBlocks:
         if all(one is None for one in listed):
             return run(module, query, key, value, mask, **kwargs)
         output = query.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[3])
-        shares, spared = [], True
+        shares, spared, computed = [], True, 0
         for part, found in zip(parts, listed, strict=True):
             some = (part.take(query, part.queries), part.take(key, part.keys), part.take(value, part.keys))
             one = found or call.shared("whole", (part,), partial(_everything, some[1], some[0].shape[2]))
@@ -104,7 +105,11 @@ class ByBlocks:
             assert isinstance(made, Tensor)
             output[part.rows, part.queries] = made.transpose(1, 2)
             spared &= chosen(sparse_attention, *some, *one, **options, return_lse=False) not in ("reference", "torch")
+            computed += some[0].shape[0] * some[0].shape[2] * some[1].shape[2]
             shares.append(_share(one[0], some[0].shape[0], some[0].shape[2], some[1].shape[2]))
+        if not spared:
+            # padding is left out all the same
+            call.again[self.layer] = computed / (query.shape[0] * query.shape[2] * key.shape[2])
         whole = query.shape[0] * _pairs(query.shape[2], key.shape[2])
         call.listed[self.layer] = (torch.stack(shares).sum() / whole, spared)
         return output, None
@@ -116,7 +121,8 @@ class ByBlocks:
             text = torch.nn.functional.pad(~self.visual[part.rows], (past, 0), value=True)[:, part.keys]
             some = (part.take(query, part.queries), part.take(key, part.keys))
             first = self.ranks.first_key(key.shape[1])
-            return self.pattern.lists(Attending(self.layer, *some, text, scaling, first, self.ranks.keys))
+            with Aside():
+                return self.pattern.lists(Attending(self.layer, *some, text, scaling, first, self.ranks.keys))
 
         return self.call.shared("lists", (self.pattern, part, self.visual), make) if self.pattern.shared else make()
 

@@ -64,7 +64,8 @@ class Call:
     was dropped (between a DeepStack layer and the next). `sequence` notes (queries, cached keys) of each hooked layer,
     `attended` who takes part in its attention where that is fewer, `listed` in which share [] of the pairs of a causal
     pass it attends where that is less, and whether the others are spared. `inside` makes the view of the layer that
-    attends, `compact` says that its cache is compressed. `aside` holds the hidden states of registers while the others
+    attends, `compact` says that its cache is compressed. `again` says how many times the rectangle of queries and keys
+    of a layer is computed, where that is not once. `aside` holds the hidden states of registers while the others
     are at full length, `log_weight` is added to logits.
     `modality` [B, S] int8 says what the tokens are, where plugins of the cache ask; `passed` is their runtime's.
     `deciding` adds up the seconds in which the tower was looked at and plugins scored and selected.
@@ -92,6 +93,7 @@ class Call:
     compact: bool = False
     attended: dict[int, TokenMap] = field(default_factory=dict)
     listed: dict[int, tuple[Tensor, bool]] = field(default_factory=dict)
+    again: dict[int, float] = field(default_factory=dict)
     sequence: dict[int, tuple[int, int]] = field(default_factory=dict)
     tower: Arrived | None = None
     aside: Tensor | None = None

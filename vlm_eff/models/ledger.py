@@ -20,6 +20,7 @@ from vlm_eff.models.call import Call, Stage
 from vlm_eff.models.cost import decoder_flops
 from vlm_eff.models.kv.layer import CompressedLayer
 from vlm_eff.models.slots import Slots
+from vlm_eff.models.step_cost import Step, Stored, most_entries, step_of
 
 
 class Ledger:
@@ -37,10 +38,11 @@ class Ledger:
         self._decode_steps = 0
         self._calls = 0
         self._last: Call | None = None
-        self._stored: list[tuple[Slots | int | Callable[[], Tensor], int, int]] = []
+        self._stored: list[Stored] = []
         self._revivals: list[RevivalReport] = []
         self._store_bytes = 0
         self._kv = _Held(0, 0, 0, 0)
+        self._step: Step | None = None
 
     def revived(self, plugin: str, layer: int, counts: list[int]) -> None:
         """Note how many tokens of each row came back into `layer` in this call."""
@@ -60,12 +62,14 @@ class Ledger:
 
     def close(self, call: Call, cache: Any) -> None:
         """Note a finished pass through the decoder."""
-        self._stored = _stored(cache, call.rows)
+        before, self._stored = self._stored, _stored(cache, call.rows)
         self._store_bytes = _store_bytes(cache)
         self._kv = self._kv.after(call) or _kv_bytes(self._adapter, cache, call)
         if call.length == 1:
             self._decode_steps += 1
+            self._step = step_of(self._adapter, call, cache, before)
             return
+        self._step = None
         call.close()
         elapsed = (time.perf_counter() - call.started) * 1e3
         stored, element = self._stored, _element_bytes(cache)
@@ -96,6 +100,8 @@ class Ledger:
             kv_bytes=self._kv.stored,
             kv_bytes_bare=self._kv.bare,
             ranks=self._adapter.ranks.size,
+            step_flops=0.0 if self._step is None else self._step.flops(self._adapter, self._stored),
+            step_flops_bare=0.0 if self._step is None else self._step.bare(self._adapter),
         )
 
     def survivors(self, layer: int) -> list[Tensor]:
@@ -158,11 +164,11 @@ def _nothing_yet() -> StateError:
     )
 
 
-def _stored(cache: Any, rows: int) -> list[tuple[Slots | int | Callable[[], Tensor], int, int]]:
+def _stored(cache: Any, rows: int) -> list[Stored]:
     """What each cache layer stores: its slots, or its length when nothing is missing; rows and heads."""
     if cache is None:
         return []
-    made: list[tuple[Slots | int | Callable[[], Tensor], int, int]] = []
+    made: list[Stored] = []
     for layer in cache.layers:
         heads = layer.keys.shape[1] if layer.keys is not None and layer.keys.dim() == 4 else 1
         what = layer.snapshot() if isinstance(layer, CompressedLayer) else None
@@ -224,7 +230,7 @@ def _kv_bytes(adapter: Adapter, cache: Any, call: Call) -> _Held:
     if cache is None or not any(isinstance(layer, CompressedLayer) for layer in cache.layers):
         return _Held(0, 0, 0, 0)
     element, total = _element_bytes(cache), call.past + call.length
-    bare = sum(min(total, _window(adapter, layer)) * one for layer, (_, one, _) in enumerate(element))
+    bare = sum(min(total, most_entries(adapter, layer)) * one for layer, (_, one, _) in enumerate(element))
     # what goes on being observed while decoding is held too; rows may be shared between layers
     books = [layer.book for layer in cache.layers if isinstance(layer, CompressedLayer)]
     watched = {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for b in books for one in b.buffers()}
@@ -237,7 +243,7 @@ def _report(
     adapter: Adapter,
     plugins: tuple[Plugin, ...],
     call: Call,
-    stored: list[tuple[Slots | int | Callable[[], Tensor], int, int]],
+    stored: list[Stored],
     element: tuple[tuple[int, int, int], ...],
     elapsed: float,
 ) -> PrefillReport:
@@ -256,11 +262,11 @@ def _report(
     keys = [size + past for size, (_, past) in zip(attended, sizes, strict=True)]
     listed = [float(call.listed[layer][0]) if layer in call.listed else 1.0 for layer in layers]
     computed = [share if layer in call.listed and call.listed[layer][1] else 1.0 for layer, share in enumerate(listed)]
-    asking = [size * share for size, share in zip(attended, computed, strict=True)]
+    asking = [attended[layer] * computed[layer] * call.again.get(layer, 1) for layer in layers]
     asked = _asked(adapter, plugins, call, visual)
     asked_per_layer = [sum(row[layer] for row in asked) / call.rows for layer in layers]
     total = call.past + call.length
-    bare = [min(call.past, _window(adapter, layer)) + call.length for layer in layers]
+    bare = [min(call.past, most_entries(adapter, layer)) + call.length for layer in layers]
     return PrefillReport(
         rows=call.rows,
         length=call.length,
@@ -275,7 +281,7 @@ def _report(
         kv_logical=total,
         kv_bytes=sum(held for _, _, held in element),
         kv_bytes_bare=call.rows
-        * sum(min(total, _window(adapter, layer)) * one for layer, (_, one, _) in enumerate(element)),
+        * sum(min(total, most_entries(adapter, layer)) * one for layer, (_, one, _) in enumerate(element)),
         flops=decoder_flops(adapter, sequence, keys, call.rows, asking),
         flops_bare=decoder_flops(adapter, [call.length] * len(layers), bare, call.rows),
         host_ms=elapsed,
@@ -303,12 +309,3 @@ def _stage(stage: Stage) -> StageReport:
     return StageReport(
         stage.plugin, stage.layer, tuple(stage.before.tolist()), tuple(stage.got.tolist()), stage.fillers
     )
-
-
-def _window(adapter: Adapter, layer: int) -> int:
-    """Entries a bare model keeps at `layer` at most."""
-    config = adapter.decoder.config
-    kinds = getattr(config, "layer_types", None)
-    if kinds is None or kinds[layer] != "sliding_attention":
-        return 1 << 62
-    return int(config.sliding_window) - 1

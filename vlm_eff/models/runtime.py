@@ -249,7 +249,7 @@ class Runtime:
                     self.reviver.shed(call, index, now, hidden, call.present(), call.spans)
         if call.later:
             hidden = self.reviver.enter(call, index, now)
-        if call.length > 1:
+        if call.length > 1 or call.extra is not None:
             call.sequence[index] = (hidden.shape[1], self.translator.stored(call, now.cache, index))
         if call.survivors is not None:
             call.maps[index] = call.survivors

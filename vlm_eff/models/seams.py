@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from vlm_eff.core.handle import Undo
+from vlm_eff.models.aside import Aside
 
 
 class HookFunction:
@@ -17,7 +18,8 @@ class HookFunction:
         self._call = call
 
     def __call__(self, *args: Any) -> Any:
-        return self._call(*args)
+        with Aside():
+            return self._call(*args)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> HookFunction:
         return HookFunction(_nothing)

@@ -18,6 +18,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from vlm_eff.core.errors import CapabilityError, explain
 from vlm_eff.core.handle import Undo
+from vlm_eff.models.aside import Aside
 
 _NUMBER = itertools.count()
 
@@ -63,7 +64,8 @@ def install_tap(attention: dict[int, nn.Module], sink: Sink, undo: Undo) -> None
     def tap(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any) -> Any:
         # a model built from the same config object passes through
         if (layer := layer_of.get(id(module))) is not None:
-            instead = sink(layer, query, key, attention_mask, kwargs)
+            with Aside():
+                instead = sink(layer, query, key, attention_mask, kwargs)
             if instead is not None:
                 return instead.attend(base(module), module, (query, key, value), attention_mask, kwargs)
         return base(module)(module, query, key, value, attention_mask, **kwargs)

@@ -118,6 +118,22 @@ def _values(weights: Tensor, pair: Pair, piece: int | None) -> Tensor:
     return made if stored.channel is None else made * stored.channel.flatten(0, 1).to(made.dtype)
 
 
+def extra_flops(pair: PackedPair, rows: int) -> int:
+    """FLOPs of this form beyond two products of `rows` queries a key head with every entry; none where a kernel runs.
+
+    Lowest values are multiplied by themselves, and bytes that are not full are multiplied whole.
+    """
+    made = 0
+    for stored in (pair.key, pair.value):
+        left = _plain(stored, torch.float32, PIECE)
+        if isinstance(left, Tensor) or stored.codes.is_cuda:
+            continue
+        numbers = stored.codes.shape[0] * stored.codes.shape[1] * stored.count * stored.width
+        filled = stored.codes.numel() * (8 // stored.format.bits)
+        made += 2 * rows * (stored.lowest.numel() + filled - numbers)
+    return made
+
+
 def _plain(stored: Quantised | Tensor, kind: torch.dtype, piece: int | None) -> Quantised | Tensor:
     """Entries with outliers, which stand among the codes, are read back; so are a few in many planes."""
     if not isinstance(stored, Quantised):

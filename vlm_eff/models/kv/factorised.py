@@ -46,6 +46,12 @@ class LowRankSegment(Segment):
         key = rotary.forth(self.key.float() @ self.key_basis.float(), self.position)
         return key.to(dtype), (self.value.float() @ self.value_basis.float()).to(dtype)
 
+    def extra_flops(self, rows: int) -> int:
+        return 2 * sum(part.numel() * basis.shape[3] for part, basis in self._parts())
+
+    def _parts(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        return (self.key, self.key_basis), (self.value, self.value_basis)
+
     def contents(self) -> list[Tensor]:
         return [self.key, self.key_basis, self.value, self.value_basis]
 

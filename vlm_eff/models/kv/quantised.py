@@ -12,6 +12,7 @@ from torch import Tensor
 from vlm_eff.core.config import part
 from vlm_eff.kernels.format import Format
 from vlm_eff.kernels.packed_decode import PackedPair
+from vlm_eff.kernels.packed_decode.fast import extra_flops
 from vlm_eff.kernels.quantise import Quantised, can_join, join, quantise
 from vlm_eff.models.kv.places import Rotary
 from vlm_eff.models.kv.segments import Segment
@@ -32,6 +33,9 @@ class QuantisedSegment(Segment):
 
     def pair(self, bias: Tensor | None) -> PackedPair:
         return PackedPair(self.key, self.value, bias)
+
+    def extra_flops(self, rows: int) -> int:
+        return extra_flops(self.pair(None), rows)
 
     def contents(self) -> list[Tensor]:
         return [*self.key.buffers(), *self.value.buffers()]

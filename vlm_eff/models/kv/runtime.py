@@ -170,6 +170,7 @@ class CacheRuntime:
         lines = call.shared("lines", (queries,), partial(lines_of, self._table, call, queries))
         if packed is None and all(line.neutral for line in lines):
             return None
+        call.again[index] = len(lines)
         count = key.count if isinstance(key, Packed) else key.shape[2]
         return ScaledAttention(lines, _modalities(call, passed, index, count), packed)
 

@@ -43,6 +43,10 @@ class Segment(ABC):
         """What `packed_decode` reads of it, with a bias [B, 1 | Hkv | H, 1 | Q, P]; None where it must be read back."""
         return None
 
+    def extra_flops(self, rows: int) -> int:
+        """FLOPs of a decode step beyond two products with every entry; `rows` queries a key head."""
+        return 0
+
     @abstractmethod
     def contents(self) -> list[Tensor]:
         """The tensors that hold keys and values."""
