@@ -168,6 +168,43 @@ def kv_meter_command(
     measure_cache(MeterOptions(image, prompt, plugin, model, steps, dtype, device, attn, as_json=json, plot=plot))
 
 
+@app.command("bench")
+def bench_command(
+    plugin: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SPEC", help='An arm, such as fastv:keep_ratio=0.5; "fastv + kivi" is one arm too.'),
+    ] = None,
+    image: Annotated[list[Path] | None, typer.Option(help="A picture; several in turn. Default: made up.")] = None,
+    prompt: Annotated[str, typer.Option(help="What to ask. Default: made up.")] = "",
+    batch: Annotated[str, typer.Option(metavar="N,N", help="Rows; every number list is an axis of a grid.")] = "1",
+    images: Annotated[str, typer.Option(metavar="N,N", help="Pictures a row. Default: 1, or those given.")] = "",
+    frames: Annotated[str, typer.Option(metavar="N,N", help="Frames of one video a row; 0 is none.")] = "0",
+    prompt_tokens: Annotated[str, typer.Option(metavar="N,N", help="Text tokens of the question at least.")] = "0",
+    new_tokens: Annotated[str, typer.Option(metavar="N,N", help="New tokens of every answer, forced.")] = "16",
+    image_size: Annotated[str, typer.Option(metavar="N,N", help="Pixels a side of pictures; 0: as they are.")] = "0",
+    model: Model = None,
+    pairs: Annotated[int, typer.Option(min=3, help="Timed pairs of each arm and the bare model.")] = 20,
+    warmup: Annotated[int, typer.Option(min=0, help="Runs of each that are thrown away first.")] = 5,
+    seed: Annotated[int, typer.Option(help="Seed of the order inside the pairs.")] = 0,
+    flops: Annotated[bool, typer.Option(help="Count FLOPs, in runs of their own.")] = True,
+    itl: Annotated[bool, typer.Option("--itl", help="Gaps between tokens, in a run of their own.")] = False,
+    energy: Annotated[bool, typer.Option("--energy", help="Joules a call, by the GPU's counter.")] = False,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    attn: Attention = "sdpa",
+    output: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the record as JSON.")] = None,
+    json: Json = False,
+) -> None:
+    """Measure time, memory, tokens and FLOPs of plugins beside the bare model, in interleaved pairs."""
+    from vlm_eff.cli.bench import BenchOptions, run_bench
+    from vlm_eff.eval.costs.bench import Timing
+
+    axes = {"batch": batch, "images": images, "frames": frames, "prompt_tokens": prompt_tokens}
+    axes |= {"new_tokens": new_tokens, "image_size": image_size}
+    timing = Timing(pairs, warmup, seed, flops=flops, energy=energy, itl=itl)
+    run_bench(BenchOptions(plugin or [], image or [], prompt, axes, timing, model, dtype, device, attn, json, output))
+
+
 @app.command("diffuse")
 def diffuse_command(
     prompt: Annotated[str, typer.Option(help="What to draw, for pipelines that take text.")] = "",

@@ -7,7 +7,7 @@ means that were measured one after the other swung by a factor of three where th
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -60,6 +60,33 @@ def paired_times(
     Raises:
         ConfigError: fewer than three pairs, or a negative warm-up.
     """
+
+    def timed(arm: Callable[[], object]) -> Callable[[], dict[str, float]]:
+        def run() -> dict[str, float]:
+            started = clock()
+            arm()
+            return {"time": clock() - started}
+
+        return run
+
+    return paired_runs(timed(first), timed(second), pairs=pairs, warmup=warmup, seed=seed)["time"]
+
+
+def paired_runs(
+    first: Callable[[], Mapping[str, float]],
+    second: Callable[[], Mapping[str, float]],
+    *,
+    pairs: int = 20,
+    warmup: int = 5,
+    seed: int = 0,
+) -> dict[str, PairedTimes]:
+    """Compare what `first` and `second` measure of themselves, such as several times of one run, in seconds.
+
+    As `paired_times`; quantities are those that both name in their first timed run.
+
+    Raises:
+        ConfigError: fewer than three pairs, or a negative warm-up.
+    """
     if pairs < 3 or warmup < 0:
         raise ConfigError(
             explain(f"pairs={pairs}, warmup={warmup}", "3 pairs or more, warmup of at least 0", "Give more pairs")
@@ -68,14 +95,20 @@ def paired_times(
         first()
         second()
     rng = np.random.default_rng(seed)
-    times = np.zeros((pairs, 2))
-    for row in times:
+    runs: list[tuple[Mapping[str, float], Mapping[str, float]]] = []
+    for _ in range(pairs):
+        made: list[Mapping[str, float]] = [{}, {}]
         for arm in rng.permutation(2):
-            started = clock()
-            (first, second)[arm]()
-            row[arm] = clock() - started
+            made[arm] = (first, second)[arm]()
+        runs.append((made[0], made[1]))
+    names = [name for name in runs[0][0] if name in runs[0][1]]
+    return {name: _paired(np.array([[a[name], b[name]] for a, b in runs]), rng) for name in names}
+
+
+def _paired(times: np.ndarray[Any, Any], rng: np.random.Generator) -> PairedTimes:
+    """Median and interval of the ratios of [pairs, 2] times."""
     ratios = times[:, 0] / times[:, 1]
-    resampled = np.median(rng.choice(ratios, size=(_RESAMPLES, pairs)), axis=1)
+    resampled = np.median(rng.choice(ratios, size=(_RESAMPLES, len(times))), axis=1)
     low, high = np.quantile(resampled, (0.025, 0.975))
-    medians = np.median(times, axis=0) * 1e3
-    return PairedTimes(float(np.median(ratios)), float(low), float(high), float(medians[0]), float(medians[1]), pairs)
+    first, second = np.median(times, axis=0) * 1e3
+    return PairedTimes(float(np.median(ratios)), float(low), float(high), float(first), float(second), len(times))

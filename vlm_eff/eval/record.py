@@ -48,6 +48,10 @@ class Record:
                 )
             )
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dict for JSON."""
+        return asdict(self)
+
     def write(self, path: Path) -> Path:
         """Write the record as JSON."""
         return write_file(path, json.dumps(asdict(self), indent=2) + "\n")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
@@ -40,3 +41,18 @@ def after(module: nn.Module, call: Callable[..., Any], undo: Undo) -> None:
     Runs before the capture hooks that transformers installs by itself, so that these see our output.
     """
     undo.push(module.register_forward_hook(HookFunction(call), with_kwargs=True, prepend=True).remove)
+
+
+@contextmanager
+def entering(module: nn.Module, call: Callable[[], object]) -> Iterator[None]:
+    """Inside, call `call()` whenever `module` is about to run."""
+    undo = Undo()
+    before(module, lambda *_: _ignored(call()), undo)
+    try:
+        yield
+    finally:
+        undo.run()
+
+
+def _ignored(made: object) -> None:
+    return None
