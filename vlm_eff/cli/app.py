@@ -128,13 +128,17 @@ def report_command(
         Path | None, typer.Option(metavar="DIR_OR_FILE", help="A folder, or a file that ends in .html (or .md).")
     ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Tables as Markdown, without plots.")] = False,
+    bench: Annotated[
+        Path | None, typer.Option(metavar="RECORD", help="Times of these runs, as bench or eval --pairs wrote them.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Take times from another machine or other packages.")] = False,
     across_models: Annotated[bool, typer.Option("--across-models", help="The models may differ.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of the resampling.")] = 0,
 ) -> None:
     """Write runs as one HTML page: tables, plots, answers that changed."""
     from vlm_eff.cli.report import ReportOptions, write_report
 
-    write_report(ReportOptions(run, output, markdown, across_models, seed))
+    write_report(ReportOptions(run, output, markdown, bench, force, across_models, seed))
 
 
 @app.command("kv-meter")

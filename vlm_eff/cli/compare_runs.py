@@ -52,7 +52,7 @@ def table_of(cells: Cells) -> Table:
     """A table for the terminal; labels hold brackets, which must not be taken for markup."""
     table = Table(title=Text(cells.title), title_justify="left")
     for name in cells.head:
-        table.add_column(Text(name))
+        table.add_column(Text(name), overflow="fold")
     for line in cells.lines:
         style = "italic" if line.kind == "baseline" else ""
         table.add_row(*(Text(cell, style=style) for cell in line.cells))

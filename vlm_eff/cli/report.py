@@ -9,9 +9,11 @@ from vlm_eff.cli.output import print_text, progress, say
 from vlm_eff.core.errors import ConfigError, explain
 from vlm_eff.core.files import check_place, make_folder, write_file
 from vlm_eff.eval.report.page import html_report, listed_breakdowns, markdown_report
+from vlm_eff.eval.report.times import read_times
 from vlm_eff.eval.runs.folder import Run, read_run
 from vlm_eff.eval.stats.baselines import is_bare
 from vlm_eff.eval.stats.comparison import compare_runs
+from vlm_eff.eval.stats.interval import Interval
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,8 @@ class ReportOptions:
     runs: list[Path]
     output: Path | None
     markdown: bool
+    bench: Path | None
+    force: bool
     across_models: bool
     seed: int
 
@@ -37,8 +41,13 @@ def write_report(options: ReportOptions) -> None:
         found = compare_runs(runs[0], runs[1:], by=shown, across_models=options.across_models, seed=options.seed)
     for name in left_out:
         say(f"the breakdown {name!r} has too many parts for a table and is left out")
+    times: dict[str, Interval] = {}
+    timing: str | None = None
+    if options.bench is not None:
+        labels = [row.summary.label for row in found.rows]
+        times, timing = read_times(options.bench, runs, labels, force=options.force)
     with progress("drawing"):
-        made = (markdown_report if options.markdown else html_report)(runs, found, {})
+        made = (markdown_report if options.markdown else html_report)(runs, found, times, timing)
     if place is None:
         print_text(made.rstrip("\n"))
         return

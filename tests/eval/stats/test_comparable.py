@@ -13,7 +13,7 @@ from tests.eval.stats.builder import SETTINGS, TASK, downsized, header, run, sam
 from vlm_eff.core.errors import InputError
 from vlm_eff.eval.runs.folder import Sample
 from vlm_eff.eval.stats import comparable as comparable_module
-from vlm_eff.eval.stats.comparable import comparable, place_differences, times_comparable
+from vlm_eff.eval.stats.comparable import comparable, place_differences
 
 N = 6
 SCORES = [1.0] * N
@@ -114,14 +114,6 @@ def test_smaller_pictures_are_meant_but_questions_are_not(tmp_path: Path) -> Non
     comparable(film, run(tmp_path / "smallfilm", films(digest="s"), downsized(N)))
     with pytest.raises(InputError, match="frames differ"):
         comparable(film, run(tmp_path / "otherfilm", films(indices=[1]), downsized(N)))
-
-
-def test_times_of_two_places_are_refused() -> None:
-    one, other = header(N), header(N, device="GPU")
-    times_comparable(one, header(N, "fastv"))
-    with pytest.raises(InputError, match=r"machine: 2-core CPU and GPU.*--force"):
-        times_comparable(one, other)
-    times_comparable(one, other, force=True)
 
 
 @pytest.mark.parametrize("look", ["prompts", "gold answers"])

@@ -74,7 +74,7 @@ def test_who_spends_no_more() -> None:
         return {"visual_tokens": 64.0, "n_eq": n_eq, "kv_bytes_ratio": cache, "flops_ratio": flops}
 
     drops = spent(32, 0.5)
-    assert spends_no_more(spent(32.4, 0.5), drops) and spends_no_more(spent(20, None), drops)
+    assert spends_no_more(spent(33, 0.52), drops) and spends_no_more(spent(20, None), drops)
     assert spends_no_more(spent(32, 0.5, 0.6), drops)  # tokens are the budget there
     assert not spends_no_more(spent(40, 0.5), drops) and not spends_no_more(spent(None, 0.1), drops)
     assert not spends_no_more(spent(32, 0.6), drops)
@@ -95,6 +95,13 @@ def test_a_baseline_that_costs_more_says_nothing(tmp_path: Path) -> None:
     found = compare_runs(runs[0], runs[1:])
     assert found.bars[0].baseline is None and "what they are worth is open" in found.beaten
     assert compare_runs(runs[0], runs[1:2]).beaten == ""
+
+
+def test_smaller_pictures_of_as_many_tokens_are_said(tmp_path: Path, compared: Compared) -> None:
+    made = [run(tmp_path / "a", samples(BEFORE)), run(tmp_path / "b", samples(AFTER_), downsized(8))]
+    said = "smaller pictures have no fewer tokens"
+    assert any(said in remark for remark in compare_runs(made[0], made[1:]).remarks)
+    assert not any(said in remark for remark in compared.remarks)
 
 
 def test_one_seed_gives_one_result_and_json_holds_it(tmp_path: Path, compared: Compared) -> None:

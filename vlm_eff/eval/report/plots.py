@@ -154,7 +154,7 @@ def _pareto(
         sideways = spread.get(label)
         arms = None if sideways is None else [[arm / 100] for arm in _arms(sideways)]
         axes.errorbar([known[label]], [100 * accuracy.value], yerr=[[below], [above]], xerr=arms, linestyle="none",
-                      label=plain(label), capsize=2, elinewidth=0.8, **style.point)  # fmt: skip
+                      label=plain(label), capsize=2, elinewidth=0.8, clip_on=False, **style.point)  # fmt: skip
     real = [row.summary for row in compared.rows if row.summary.kind != "baseline" and row.summary.label in known]
     points = [(known[one.label], 100 * one.accuracy.value) for one in real]
     best = [points[index] for index in front(points)]

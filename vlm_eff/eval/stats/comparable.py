@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from vlm_eff.core.errors import InputError, explain
@@ -70,36 +70,21 @@ def require_finished(run: Run) -> None:
 
 def place_differences(one: Header, other: Header) -> list[str]:
     """What differs of machine, packages and batches: it may move answers a little, and it makes times incomparable."""
-    found = []
-    if one.device != other.device:
-        found.append(f"machine: {one.device} and {other.device}")
-    for name in sorted(set(one.packages) | set(other.packages)):
-        versions = [header.packages.get(name, "not installed") for header in (one, other)]
-        if versions[0] != versions[1]:
-            found.append(f"{name}: {versions[0]} and {versions[1]}")
+    found = other_place(one.device, other.device, one.packages, other.packages)
     sizes = [header.settings.get("batch_size") for header in (one, other)]
     if sizes[0] != sizes[1]:
         found.append(f"batch_size: {sizes[0]} and {sizes[1]}")
     return found
 
 
-def times_comparable(one: Header, other: Header, *, force: bool = False) -> None:
-    """Return quietly where times of both may stand side by side.
-
-    force: they may in any case; the reader has to know why
-
-    Raises:
-        InputError: another machine, other packages or other batches.
-    """
-    found = place_differences(one, other)
-    if found and not force:
-        raise InputError(
-            explain(
-                f"times from different places ({'; '.join(found)})",
-                "times from one machine with the same packages and batches",
-                "Measure both in one place, or give --force and say so beside the numbers",
-            )
-        )
+def other_place(device: str, other: str, packages: Mapping[str, str], others: Mapping[str, str]) -> list[str]:
+    """What differs of two machines and of the packages on them."""
+    found = [] if device == other else [f"machine: {device} and {other}"]
+    for name in sorted(set(packages) | set(others)):
+        versions = [known.get(name, "not installed") for known in (packages, others)]
+        if versions[0] != versions[1]:
+            found.append(f"{name}: {versions[0]} and {versions[1]}")
+    return found
 
 
 def _same_ids(one: Run, other: Run) -> None:

@@ -93,7 +93,7 @@ def compare_runs(
     # without a baseline there is nothing to stand beside
     beaten = beaten_text(bars) if any(one.kind == "baseline" for one in summaries) else ""
     groups = {name: _groups(samples, name, seed) for name in by}
-    return Compared(tuple(rows), groups, bars, beaten, tuple(_remarks(runs, labels)))
+    return Compared(tuple(rows), groups, bars, beaten, tuple(_remarks(runs, summaries)))
 
 
 def _check_reference(reference: Run, others: Sequence[Run]) -> None:
@@ -167,15 +167,18 @@ def _groups(samples: list[list[Sample]], name: str, seed: int) -> tuple[Group, .
     return tuple(made)
 
 
-def _remarks(runs: Sequence[Run], labels: Sequence[str]) -> list[str]:
-    found = []
-    for run, label in zip(runs[1:], labels[1:], strict=True):
+def _remarks(runs: Sequence[Run], summaries: Sequence[Summary]) -> list[str]:
+    found, whole = [], summaries[0].costs["visual_tokens"]
+    for run, one in zip(runs[1:], summaries[1:], strict=True):
+        label, tokens = one.label, one.costs["visual_tokens"]
+        if is_downsized(run.header) and whole and tokens and tokens >= whole:
+            found.append(f"{label}: smaller pictures have no fewer tokens here: the model's processor resizes them.")
         places = place_differences(runs[0].header, run.header)
         if places:
             found.append(
                 f"{label}: another {'; another '.join(places)}. Answers are compared; times of these must not be."
             )
-    clusters = int(codes_of(in_order(runs[0])).max()) + 1
+    clusters = summaries[0].clusters
     if clusters < 20:
         found.append(f"Only {clusters} clusters: intervals over so few are rough.")
     return found
