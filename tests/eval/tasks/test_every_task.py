@@ -44,6 +44,7 @@ def test_items_are_whole_and_scored(name: str, tmp_path: Path, monkeypatch: pyte
     scored = []
     for place, item in enumerate(task.items):
         assert item.cluster and item.media and "<image" not in item.prompt
+        metric.check(item.gold)
         assert metric.score("", item.gold, item_id=item.id).value == 0
         assert metric.score("zebra!", item.gold, item_id=item.id).value == 0
         right = metric.score(right_answer(task, place), item.gold, item_id=item.id)
