@@ -198,3 +198,22 @@ def test_pages_may_lie_in_a_folder_of_another_name(tmp_path: Path) -> None:
 
 def test_another_metric_may_be_asked_for(tmp_path: Path) -> None:
     assert read("pope", tmp_path, metric="pope/official").metric == "pope/official"
+
+
+def test_hidden_answers_are_no_gold(tmp_path: Path) -> None:
+    row = {
+        "id": "test_Art_1",
+        "question": "<image 1>?",
+        "options": "['a', 'b']",
+        "image_1": {"bytes": png(), "path": None},
+    }
+    put_parquet(tmp_path / "Art" / "test-00000-of-00001.parquet", [{**row, "answer": "?"}])
+    assert not load_task("mmmu", tmp_path, "test").scored
+
+
+def test_a_row_may_share_the_picture_of_a_row_that_shares_it(tmp_path: Path) -> None:
+    row = {"question": "Which?", "A": "x", "B": "y", "answer": "A"}
+    images = {1: "2", 2: "3", 3: base64_png(9)}
+    put_table(tmp_path / "SEEDBench_IMG.tsv", [{"index": n, "image": image, **row} for n, image in images.items()])
+    items = load_task("seed", tmp_path).items
+    assert [shade(item) for item in items] == [9, 9, 9] and {item.cluster for item in items} == {"3"}
