@@ -1,4 +1,4 @@
-"""Run as a script: every method on a tiny LLaVA whose heads are spread over two processes, against one process.
+"""Every method on a tiny LLaVA whose heads are spread over two processes, against one process; see `launch`.
 
 Writes as JSON what is wrong, by method; under "cut" what the same comparison finds where ranks hear nothing of one
 another; and under "refused" what cannot be done.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -81,15 +80,15 @@ def run(model: PreTrainedModel, inputs: Any, plugins: tuple[Any, ...]) -> dict[s
         }
 
 
-def differences(got: dict[str, Any], want: dict[str, Any], rank: int) -> list[str]:
-    """In what a rank's run differs from the run of one process."""
+def differences(got: dict[str, Any], want: dict[str, Any], rank: int = 0, size: int = 1) -> list[str]:
+    """In what a run differs from one on one device, of which a rank has its part of the heads."""
     made = []
     for name in ("survivors", "attended"):
         pairs = zip(got[name], want[name], strict=True)
         same = all(torch.equal(a, b) for ours, theirs in pairs for a, b in zip(ours, theirs, strict=True))
         made += [] if same else [name]
     for layer, (ours, theirs) in enumerate(zip(got["entries"], want["entries"], strict=True)):
-        heads = theirs.shape[1] // SIZE
+        heads = theirs.shape[1] // size
         if _sets(ours) != _sets(theirs[:, rank * heads : (rank + 1) * heads]):
             made.append(f"entries of layer {layer}")
             break
@@ -104,7 +103,7 @@ def compared(model: PreTrainedModel, inputs: Any, name: str, want: dict[str, Any
         got = run(model, inputs, METHODS[name])
     except Exception as error:
         return [f"{type(error).__name__}: {error}"]
-    return differences(got, want, dist.get_rank())
+    return differences(got, want, dist.get_rank(), SIZE)
 
 
 def _sets(positions: Tensor) -> list[list[int]]:
@@ -176,7 +175,3 @@ def stats(model: PreTrainedModel, inputs: Any) -> Stats:
     with attach(model, snapkv(keep_ratio=0.5, window=4)) as handle:
         kit.generate(model, inputs, 2)
         return handle.stats()
-
-
-if __name__ == "__main__":
-    torch.multiprocessing.start_processes(work, (Path(sys.argv[1]),), SIZE, start_method="fork")

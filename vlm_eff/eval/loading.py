@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 from typing import Any
 
@@ -102,9 +103,12 @@ def dtype_of(name: str, place: torch.device) -> str:
 
 
 def device_of(name: str) -> torch.device:
-    """The device that a name stands for; "auto" is a GPU where there is one."""
+    """The device that a name stands for; "auto" is a GPU where there is one, under torchrun one for each process."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        place = os.environ.get("LOCAL_RANK")
+        return torch.device("cuda" if place is None else f"cuda:{int(place) % torch.cuda.device_count()}")
     try:
         device = torch.device(name)
         # a device that torch can name may still not be there

@@ -168,7 +168,9 @@ class _Layerwise:
     wanted: dict[int, tuple[Tensor, Tensor]]
 
     def __call__(self, layer: int) -> Stored:
-        made = self.policy.decide(self.view.entries(layer), self.scores(layer), *self.wanted[layer])
+        # layers may lie on several devices
+        entries, scores = self.view.entries(layer), self.scores(layer)
+        made = self.policy.decide(entries, scores, *(one.to(scores.device) for one in self.wanted[layer]))
         self.known.pop(layer, None)
         return made
 
@@ -176,7 +178,8 @@ class _Layerwise:
 def _stored(view: CacheView) -> Tensor:
     """Entries that the fullest head of each row and layer stores [B, L]."""
     layers = [view.entries(layer) for layer in view.layers]
-    return torch.stack([(one.present.sum(2) + one.closed).amax(1) for one in layers], 1)
+    counts = [(one.present.sum(2) + one.closed).amax(1) for one in layers]
+    return torch.stack([count.to(counts[0].device) for count in counts], 1)
 
 
 def check_cache(plugin: str, context: BindContext) -> None:

@@ -126,8 +126,9 @@ class CommonMass:
         present = [view.entries(layer).present.any(1) for layer in view.layers]
         # after an eviction layers may store different numbers
         width = max(mass.shape[1] for mass in masses)
-        mass = torch.stack([_wide(one, width) for one in masses], 1)
-        there = torch.stack([_wide(one, width) for one in present], 1)
+        place = masses[0].device
+        mass = torch.stack([_wide(one, width).to(place) for one in masses], 1)
+        there = torch.stack([_wide(one, width).to(place) for one in present], 1)
         return common_mass(mass, totals, there)[0].double()
 
 
@@ -196,7 +197,8 @@ def _seen(view: CacheView) -> Tensor:
 def _signs(view: CacheView, rows: CacheRows, sign: Callable[[Entries, RowAttention], Tensor]) -> Tensor:
     """One number for each row and layer [B, L]."""
     layers = [view.entries(layer) for layer in view.layers]
-    return torch.stack([sign(entries, entries.attention(rows)) for entries in layers], 1)
+    signs = [sign(entries, entries.attention(rows)) for entries in layers]
+    return torch.stack([one.to(signs[0].device) for one in signs], 1)
 
 
 def _wide(mass: Tensor, width: int) -> Tensor:

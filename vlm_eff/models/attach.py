@@ -17,6 +17,7 @@ from vlm_eff.models.adapter import adapter_for
 from vlm_eff.models.denoise.attach import denoise_runtime, refuse_denoise_plugins
 from vlm_eff.models.denoise.pipeline import is_denoiser, is_pipeline
 from vlm_eff.models.learned import make_learned
+from vlm_eff.models.place import home_of
 from vlm_eff.models.runtime import Runtime
 from vlm_eff.models.vit.attach import LoneTower, lone_tower
 from vlm_eff.models.vit.kind import Tower
@@ -76,7 +77,7 @@ def _attach_vlm(model: Any, plugins: tuple[Plugin, ...]) -> Handle:
     refusals.refuse_together(bound)
     refusals.refuse_spread(adapter, bound)
     refusals.refuse_latent([adapter.layers[index] for index in adapter.cache_layers], bound)
-    device = next(adapter.decoder.parameters()).device
+    device = home_of(adapter.layers[0])
     return _install(Runtime(adapter, bound, make_learned(bound, context, device)), bound, (adapter.core, adapter.tower))
 
 

@@ -15,12 +15,18 @@ from torch import Tensor
 from vlm_eff.core.cache import IMAGE, TEXT, VIDEO
 from vlm_eff.models.adapter import Adapter
 from vlm_eff.models.observe import Tapped
+from vlm_eff.models.place import moved
 from vlm_eff.models.side_store import SideStore, Tokens
 from vlm_eff.models.token_map import TokenMap
 from vlm_eff.models.tower import Arrived
 from vlm_eff.models.visual import SpanSource, VisualSpans, make_spans
 
 T = TypeVar("T")
+# what has tensors that a layer looks at
+_FOLLOWING = (
+    "spans", "original", "survivors", "reindexed", "shift", "ropes", "tapped", "inputs", "stages", "maps", "attended",
+    "listed", "shed", "aside", "log_weight", "modality", "extra",
+)  # fmt: skip
 
 
 @dataclass
@@ -138,6 +144,18 @@ class Call:
         made = spans.slot.new_zeros(self.rows, int(spans.image.max()) + 1)
         return made.scatter_add_(1, spans.image, spans.valid.to(made.dtype))
 
+    def follow(self, device: torch.device) -> None:
+        """Bring what is known of the call to the device on which its hidden states are now."""
+        if device == self.device:
+            return
+        seen: dict[int, Any] = {}
+        for name in _FOLLOWING:
+            setattr(self, name, moved(getattr(self, name), device, seen))
+        if self.passed is not None:
+            self.passed.follow(device)
+        self.device = device
+        self._memo.clear()
+
     def full_length(self, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The hidden states a decoder hands out, each at full length: layer 0's input, then every layer's output."""
         made = []
@@ -146,7 +164,7 @@ class Call:
             # a layer before DeepStack features are added has put its output back already
             back = place > 0 and layer < self.restore_until
             present = None if back else self.maps.get(layer)
-            made.append(one if present is None else present.scatter(one))
+            made.append(one if present is None else moved(present, one.device).scatter(one))
         return tuple(made)
 
     def close(self) -> None:

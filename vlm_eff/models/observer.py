@@ -179,7 +179,7 @@ class ObservedCall:
         if self.towers is None or self.call.tower is None:
             raise _not_seen(f"{wanted} of the tower")
         assert self.call.original is not None and self.call.spans is not None
-        full = self.towers.candidates(wanted, self.call.tower)
+        full = self.towers.candidates(wanted, self.call.tower).to(self.call.device)
         if self.call.spans is self.call.original:
             return full
         # candidates that are left, found by their slot

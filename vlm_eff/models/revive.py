@@ -214,7 +214,8 @@ def _store(layer: Any) -> SideStore | None:
 
 def _columns(slots: Slots, store: SideStore, call: Call) -> Tensor:
     """Where each candidate stands among what `slots` name, -1 where it is not there [B, V]."""
-    index, valid = slots.positions()
+    # the layer before may lie on another device
+    index, valid = (one.to(store.position.device) for one in slots.positions())
     return column_of(index, valid, store.position, call.past + call.length)
 
 

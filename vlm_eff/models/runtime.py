@@ -18,6 +18,7 @@ from collections import defaultdict
 from contextvars import Context, ContextVar
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from vlm_eff.core.action import Action, Attend, AttendBlocks, Bias
@@ -36,6 +37,7 @@ from vlm_eff.models.kv.runtime import CacheRuntime
 from vlm_eff.models.layer_call import LayerCall
 from vlm_eff.models.ledger import Ledger
 from vlm_eff.models.observer import Input, Observer
+from vlm_eff.models.place import execution_device, moved
 from vlm_eff.models.registers import return_guests
 from vlm_eff.models.revive import Reviver
 from vlm_eff.models.rows import PromptRows
@@ -228,6 +230,12 @@ class Runtime:
         call = self._call()
         if call is None:
             return None
+        device = execution_device(self.adapter.layers[index])
+        if device is not None:
+            # accelerate would bring them there, but only behind this hook
+            args = moved(args, device)
+            kwargs = {name: one if name == "past_key_values" else moved(one, device) for name, one in kwargs.items()}
+            call.follow(args[0].device)
         cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
         self.cache.enter(call, index, cache, mask)
         if call.step and not call.later and self.translator.passes(cache, index, mask):
@@ -324,10 +332,15 @@ class Runtime:
             survivors=call.present(),
             prompt=PromptRows(self.adapter, call),
             projects=index == 0 and self.adapter.projector is not None,
-            weights=self.weights.get(plugin.name) if plugin is not None else None,
+            weights=self._weights(plugin, hidden.device),
             training=self.adapter.core.training,
             share=None if call.log_weight is None else call.log_weight.exp().gather(1, call.spans.slot),
         )
+
+    def _weights(self, plugin: Plugin | None, device: torch.device) -> Any:
+        """What a plugin has learned, where it is needed now."""
+        made = None if plugin is None else self.weights.get(plugin.name)
+        return None if made is None else made.to(device)
 
     def _input(self, call: Call, index: int, now: LayerCall, hidden: Tensor) -> Input:
         side = LayerCall((hidden,), dict(now.kwargs))
@@ -358,6 +371,7 @@ class Runtime:
                 guard(layer, call.past + call.last_visual + 1)
         if call.survivors is None or call.full:
             return output if call.revived else None
+        call.follow((output[0] if isinstance(output, tuple) else output.last_hidden_state).device)
         if isinstance(output, tuple):
             return (call.survivors.scatter(output[0]), *output[1:])
         output.last_hidden_state = call.survivors.scatter(output.last_hidden_state)

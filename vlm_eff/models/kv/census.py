@@ -42,7 +42,7 @@ def take_census(layers: Iterable[CompressedLayer], record: Columns) -> Census:
         counts.append(_count(modality[:, :, first:]))
         sizes.append(left)
     # one question to the device for all layers
-    table = torch.stack(counts).tolist()
+    table = torch.stack([one.to(counts[0].device) for one in counts]).tolist()
     everybody = [sum(row[place] for row in table) for place in range(len(NAMES))]
     made: Census = {}
     for place, name in enumerate(NAMES):

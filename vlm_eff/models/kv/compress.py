@@ -18,6 +18,7 @@ from vlm_eff.models.kv.layer import CompressedLayer
 from vlm_eff.models.kv.places import Rotary
 from vlm_eff.models.kv.view import CacheView, Entries, Traits, open_entries
 from vlm_eff.models.kv.write import carry_out, unchanged
+from vlm_eff.models.place import moved
 
 Layers = dict[int, CompressedLayer]
 
@@ -110,6 +111,7 @@ class Compressor:
         return CacheView(tuple(layers), length, fresh, entries, {}, lambda index: layers[index].open(limit))
 
     def _entries(self, layers: Layers, record: Columns, limit: int, index: int) -> Entries:
+        record = moved(record, layers[index].keys.device)
         context = (self.traits.get(index), self.rotary(index, record))
         mine, ranks = open_entries(index, layers[index], record, limit, context), self._adapter.ranks
         return AllHeads(mine, ranks) if ranks.several else mine

@@ -75,5 +75,5 @@ class Rotary:
         ids = self.places.to(position.device).gather(2, at).long()
         probe = torch.empty(1, dtype=like.dtype, device=like.device)
         made = self.adapter.rotary(self.layer, probe, ids[0] if len(ids) == 1 else ids)
-        cos, sin = (table.reshape(batch, heads, count, table.shape[-1]) for table in made)
+        cos, sin = (table.to(like.device).reshape(batch, heads, count, table.shape[-1]) for table in made)
         return cos, sin

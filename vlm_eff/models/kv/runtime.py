@@ -36,6 +36,7 @@ from vlm_eff.models.kv.scoring import Gradients, Scorer, note_gradients
 from vlm_eff.models.kv.table import ScaledAttention, lines_of, table_of
 from vlm_eff.models.kv.view import Traits, modality_at
 from vlm_eff.models.observe import Tapped, tapped_source
+from vlm_eff.models.place import moved
 from vlm_eff.models.slots import Slots
 from vlm_eff.models.tap import Instead, install_tap
 
@@ -54,6 +55,10 @@ class Passed:
     masks: dict[int, Any] = field(default_factory=dict)
     before: dict[int, Slots] = field(default_factory=dict)
     scored: Gradients = field(default_factory=dict)
+
+    def follow(self, device: torch.device) -> None:
+        """Bring what layers look at to the device of the one that runs next."""
+        self.record, self.before = moved(self.record, device), moved(self.before, device)
 
 
 class CacheRuntime:
@@ -120,7 +125,7 @@ class CacheRuntime:
         new = Columns(modality, _places(position_ids, call) if self._placed else None)
         old = lead.book.columns if lead is not None else None
         # a call that failed may have noted columns that never came
-        return new if old is None else old.cut(call.past).join(new)
+        return new if old is None else moved(old, call.device).cut(call.past).join(new)
 
     def enter(self, call: Call, index: int, cache: Any, mask: Any) -> None:
         """Make the layer's cache one that can be compressed, and note what this call brings."""

@@ -79,7 +79,7 @@ class Scoring:
         output = self.adapter.decoder.forward(**sent)
         hidden = output[0] if isinstance(output, tuple) else output.last_hidden_state
         rows = torch.arange(len(hidden), device=hidden.device)
-        logits = self.adapter.logits(hidden[rows, _own(self.query)])
+        logits = self.adapter.logits(hidden[rows, _own(self.query).to(hidden.device)])
         keys, values, positions = {}, {}, {}
         for index in self.layers:
             layer = cache.layers[index]
@@ -119,7 +119,7 @@ class Scoring:
         return made
 
     def _modality(self, positions: Tensor) -> Tensor:
-        wide = self.modality[:, None].expand(-1, positions.shape[1], -1)
+        wide = self.modality.to(positions.device)[:, None].expand(-1, positions.shape[1], -1)
         return wide.gather(2, positions.clamp(min=0).long())
 
 

@@ -164,6 +164,9 @@ class Entries:
                     'Use metric="value"',
                 )
             )
+        if weight.is_meta:
+            # offloaded: it is there only while the module runs
+            weight = _by_calling(projection, weight, self.value)
         parts = weight.detach().float().view(weight.shape[0], -1, width)
         return torch.einsum("dhi,dhj->hij", parts, parts)
 
@@ -276,7 +279,7 @@ def looks_at(rows: Asked, positions: Tensor, real: Tensor) -> Tensor:
 def _at(columns: Tensor, position: Tensor) -> Tensor:
     """Take `columns` [B, S] at `position` [B, Hkv, N]; the last column's where there is no such column."""
     at = position.clamp(min=0, max=columns.shape[1] - 1).long()
-    return columns[:, None].expand(-1, position.shape[1], -1).gather(2, at)
+    return columns.to(position.device)[:, None].expand(-1, position.shape[1], -1).gather(2, at)
 
 
 def modality_at(columns: Columns, position: Tensor) -> Tensor:
@@ -320,6 +323,13 @@ def open_entries(
         layer, key, value, position, modality, modality != PADDING, weight, closed, columns.cut(limit).real.sum(1),
         at, cache, columns, traits, rotary,
     )  # fmt: skip
+
+
+def _by_calling(projection: nn.Module, weight: Tensor, like: Tensor) -> Tensor:
+    """The weight [out, in] of a linear module, from what it makes of unit vectors."""
+    units = torch.eye(weight.shape[1], dtype=weight.dtype, device=like.device)
+    made: Tensor = projection(units) - projection(torch.zeros_like(units[:1]))
+    return made.to(like.device).T
 
 
 def _padded(weight: Tensor, count: int) -> Tensor:

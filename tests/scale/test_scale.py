@@ -1,35 +1,66 @@
-"""Tensor parallelism: every rank decides alike, and as one process does. One launch of two ranks for everything."""
+"""Several devices and processes: decisions are those of one. One launch of two ranks for everything."""
 
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import accelerate
 import pytest
 import torch
 from torch import nn
 
-from tests.tiny import tiny_vlm
+from tests.scale.spread_heads import differences, run
+from tests.tiny import tiny_inputs, tiny_vlm
 from vlm_eff import attach
 from vlm_eff.core.errors import CapabilityError
 from vlm_eff.core.handle import HandleNeverFired
+from vlm_eff.kvcache import hessian
 from vlm_eff.models.ranks import Ranks, is_spread
-from vlm_eff.tokens import fastervlm, fastv
+from vlm_eff.tokens import fastervlm, fastv, victor
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What each of two ranks wrote."""
+def launched(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
+    """What the processes of `launch` wrote, by name."""
     folder = tmp_path_factory.mktemp("ranks")
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
-    launch = [sys.executable, "-m", "tests.scale.spread_heads", str(folder)]
-    done = subprocess.run(launch, env=env, cwd=ROOT, capture_output=True, text=True, timeout=400, check=False)
+    launch = [sys.executable, "-m", "tests.scale.launch", str(folder)]
+    done = subprocess.run(launch, env=env, cwd=ROOT, capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
+    return lambda name: json.loads((folder / f"{name}.json").read_text())
+
+
+@pytest.fixture
+def ranks(launched: Callable[[str], Any]) -> list[dict[str, Any]]:
+    """What each of two ranks wrote."""
+    return [launched(f"rank-{rank}") for rank in (0, 1)]
+
+
+def test_state_follows_hidden_states_to_another_device(launched: Callable[[str], Any]) -> None:
+    made = launched("places")
+    assert made["wrong"] == {}
+    assert "same device" in made["behind"], "state that stays behind was not noticed"
+
+
+def test_a_killed_process_loses_its_part_alone(launched: Callable[[str], Any]) -> None:
+    made = launched("parts")
+    assert made["codes"] == [0, -9]
+    assert 0 < made["left"] < 12
+    assert made["finished"] and made["same"]
+
+
+def test_weights_that_are_offloaded_are_asked_for_by_calling() -> None:
+    model, inputs = tiny_vlm("llava"), tiny_inputs("llava")
+    plugins = (victor(registers=3, layer=2, untrained=True), hessian(keep_ratio=0.5, metric="output"))
+    wanted = run(model, inputs, plugins)
+    accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
+    assert differences(run(model, inputs, plugins), wanted) == []
 
 
 def test_ranks_decide_as_one_process(ranks: list[dict[str, Any]]) -> None:
