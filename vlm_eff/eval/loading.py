@@ -14,9 +14,12 @@ from safetensors import SafetensorError
 from vlm_eff.core.errors import InputError, explain
 from vlm_eff.eval.subject import Subject
 from vlm_eff.reference import reference_folder
+from vlm_eff.reference.smol import BUILD_COMMAND, built_in, smol_folder
 
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 _ATTENTION = ("sdpa", "eager")
+# the name of the model of real weights, which is built once on a machine
+_SMOL = "smol"
 
 
 def load_subject(
@@ -24,7 +27,8 @@ def load_subject(
 ) -> Subject:
     """Load a model in eval mode with its processor.
 
-    name:  a folder, or a model id of the hub; None is the bundled model
+    name:  a folder, or a model id of the hub; None is the bundled model, "smol" the model of real weights that
+           `vlm-eff reference build smol` built
     dtype: "auto" is float32 on a CPU and bfloat16 elsewhere; device "auto" is a GPU where there is one
 
     Raises:
@@ -81,6 +85,16 @@ def _source(name: str | None) -> str:
                 )
             )
         return str(folder)
+    if name == _SMOL:
+        if not built_in(smol_folder()):
+            raise InputError(
+                explain(
+                    f"the model {name!r} is not built on this machine, or from earlier weights",
+                    "a model that was built once, into the cache folder of vlm_eff",
+                    f"Run: {BUILD_COMMAND}",
+                )
+            )
+        return str(smol_folder())
     looks_like_path = name.startswith((".", "/", "~")) or name.count("/") != 1
     folder = Path(name).expanduser()
     if folder.exists() or looks_like_path:

@@ -80,7 +80,7 @@ def answer_questions(
     model: LlavaForConditionalGeneration, processor: LlavaProcessor, samples: Sequence[Sample]
 ) -> list[str]:
     """Return the model's answers, by greedy generation in one batch."""
-    prompts = [f"user: <image> {sample.question.text} assistant:" for sample in samples]
+    prompts = [_prompt(processor, sample.question.text) for sample in samples]
     images = [_picture(sample.image) for sample in samples]
     inputs = processor(images=images, text=prompts, padding=True, return_tensors="pt").to(model.device)
     inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
@@ -110,6 +110,12 @@ def majority_baseline(training: Sequence[Question], samples: Sequence[Sample]) -
     return {name: right[name] / total[name] for name in sorted(total)}
 
 
+def _prompt(processor: LlavaProcessor, text: str) -> str:
+    """Return one question behind one picture, in the words of the model's chat template."""
+    content = [{"type": "image"}, {"type": "text", "text": text}]
+    return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+
+
 def _batches(samples: Sequence[Sample], size: int) -> Iterator[Sequence[Sample]]:
     for start in range(0, len(samples), size):
         yield samples[start : start + size]
@@ -126,7 +132,7 @@ def _rounded(values: dict[str, float]) -> dict[str, float]:
     return {name: round(value, 4) for name, value in values.items()}
 
 
-def _part(model, processor, samples: Sequence[Sample], training: Sequence[Question], batch_size: int) -> dict:
+def evaluated(model, processor, samples: Sequence[Sample], training: Sequence[Question], batch_size: int) -> dict:
     """Return accuracy, baseline and counts of one set of questions."""
     started = time.monotonic()
     accuracy = evaluate_reference(model, processor, samples, batch_size)
@@ -142,7 +148,7 @@ def easy_vqa_record(model, processor, limit: int | None, batch_size: int) -> dic
     """Return what a model reaches on easy-VQA's test split."""
     samples = easy_vqa_samples("test", limit)
     training = [Question(text, answer, family_of(answer)) for _, text, answer in load_easy_vqa("train")]
-    part = _part(model, processor, samples, training, batch_size)
+    part = evaluated(model, processor, samples, training, batch_size)
     named = [name for name in part["count"] if name not in ("all", "easy_vqa_yes_no")]
     hits = sum(part["accuracy"][name] * part["count"][name] for name in named)
     part["non_binary_accuracy"] = round(hits / max(1, sum(part["count"][name] for name in named)), 4)
@@ -153,10 +159,14 @@ def easy_vqa_record(model, processor, limit: int | None, batch_size: int) -> dic
 
 def scenes_record(model, processor, scenes: int, batch_size: int) -> dict:
     """Return what a model reaches on held-out scenes."""
-    training = [question for seed in range(_BASELINE_SCENES) for question in questions(make_scene(seed, "train"), 0)]
-    part = _part(model, processor, scene_samples("test", scenes), training, batch_size)
+    part = evaluated(model, processor, scene_samples("test", scenes), scenes_training(), batch_size)
     part["split"] = f"test, scenes 0 to {scenes - 1}, one question of each family that a scene allows"
     return part
+
+
+def scenes_training() -> list[Question]:
+    """Return questions of training scenes, which the majority baseline learns from."""
+    return [question for seed in range(_BASELINE_SCENES) for question in questions(make_scene(seed, "train"), 0)]
 
 
 def conditions(model, batch_size: int) -> dict:

@@ -21,10 +21,10 @@ def describe_device(device: torch.device | str) -> str:
     return device.type
 
 
-def package_versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that decide a result."""
+def package_versions(more: tuple[str, ...] = ()) -> dict[str, str]:
+    """Return the versions of Python and of the packages that decide a result, and of `more`."""
     found = {"python": platform.python_version()}
-    for name in _PACKAGES:
+    for name in (*_PACKAGES, *more):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

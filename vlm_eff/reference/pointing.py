@@ -82,5 +82,5 @@ def pointing_loss(
     key = attention.k_proj(normed[:, :prefix]).view(len(hidden), prefix, -1, width)[:, :, :1].transpose(1, 2)
     key, _ = apply_rotary_pos_emb(key, key, cos[:, :prefix], sin[:, :prefix])
     scores = (query @ key[row].transpose(-1, -2)).squeeze(2) * width**-0.5  # [N, heads, prefix]
-    weights = F.log_softmax(scores, dim=-1)[..., prefix - VISUAL_TOKENS :]
+    weights = F.log_softmax(scores, dim=-1)[..., prefix - wanted.shape[1] :]
     return -weights.masked_fill(~wanted[:, None], -1e9).logsumexp(-1).mean()
