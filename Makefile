@@ -33,7 +33,10 @@ examples: $(VENV)/.dev
 
 # the records behind README.md; on a CPU times are ratios, never absolute speed
 bench: $(VENV)/.bench
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m vlm_eff.eval.table
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/vlm-eff eval --task scenes --task easy-vqa:limit=600 --output out/bundled_vlm \
+	  --method all --method "sparsevlm:layers=(2,4,6)" --method v2drop:schedule=paper --method prumerge:neighbours=1 \
+	  --share 0.5 --share 0.25 --share 0.1111 --plugin atp --plugin pixelprune --plugin prumerge --plugin prumerge_plus \
+	  --plugin zipvl_attention --batch-size 64 --pairs 30 --device cpu --record benchmarks/results/bundled_vlm.json
 	@set -e; for name in prefill overhead towers features registers kv_memory kv_quality kernels_cpu sparse_prefill diffusion_time; do \
 	  echo "== benchmarks/$$name.py"; OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/$$name.py; done
 	@set -e; for name in small-unet small-dit; do \

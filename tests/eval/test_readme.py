@@ -11,9 +11,6 @@ from typer.testing import CliRunner
 from vlm_eff.core.errors import StateError
 from vlm_eff.eval import readme, results, timings
 from vlm_eff.eval.record import Record
-from vlm_eff.eval.subject import Subject
-from vlm_eff.eval.table import measure
-from vlm_eff.reference.evaluate import easy_vqa_samples, scene_samples
 
 TEXT = """# Title
 <!-- example:begin -->
@@ -82,45 +79,56 @@ def test_missing_markers_are_named(small_readme: Path) -> None:
         readme.render(small_readme)
 
 
-def test_tables_show_the_record(subject: Subject, tmp_path: Path) -> None:
-    easy, scenes = easy_vqa_samples("test")[:3], scene_samples("test", 1)
-    done = tmp_path / "rows.jsonl"
-    methods = ("fastv", "uniform_grid")
-    record = measure(subject, easy, scenes, shares=(0.5, 1 / 9), methods=methods, pairs=3, done=done)
-    assert record.n == 3 + len(scenes)
-    assert [row["method"] for row in record.result["rows"]] == ["bare", "fastv", "uniform_grid", "uniform_grid"]
-    assert record.config["plugins"]["fastv @ 72"]["method"] == "fastv"
-    # one of eight layers sees all 144 tokens: 18 at least
-    (entry,) = record.result["unreachable"]
-    assert entry["method"] == "fastv" and "18" in entry["reason"]
+def asked_row(method: str, n_eq: float | None, scenes: float, locate: float, n: int = 10) -> dict[str, Any]:
+    costs = {"n_eq": n_eq or 144, "flops_ratio": 0.5, "kv_bytes_ratio": 0.5}
+    part = {"family": {"locate": {"accuracy": locate, "n": n}, "relation": {"accuracy": 0.5, "n": n}}}
+    tasks = {name: {"accuracy": scenes, "by": part, "costs": costs} for name in ("scenes", "easy-vqa")}
+    time = {"first_token": {"ratio": 0.9, "low": 0.8, "high": 1.0}} if method not in ("bare", "downsize") else {}
+    return {"label": f"{method} @ {n_eq}", "method": method, "n_eq_asked": n_eq, "tasks": tasks} | time
+
+
+def test_tables_show_the_record() -> None:
+    rows = [
+        asked_row("bare", None, 0.9, 0.95),
+        asked_row("fastv", 72, 0.8, 0.7),
+        asked_row("fastv:layer=1", 72, 0.6, 0.7),
+        asked_row("uniform_grid", 72, 0.7, 0.75),
+        asked_row("uniform_grid", 16, 0.5, 0.4),
+        asked_row("downsize", 72, 0.6, 0.5),
+    ]
+    config = {
+        "visual_tokens": 144,
+        "layers": 8,
+        "timed_pairs": 3,
+        "settings": {"dtype": "float32"},
+        "tasks": {"scenes": {"items": 10}, "easy-vqa": {"items": 20}},
+    }
+    result = {"rows": rows, "unreachable": {"fastv @ 16": "18 at least"}}
+    record = Record("scenes, easy-vqa", "1", "bundled model", config, "2-core CPU", 30, result)
 
     summary = results.summary_table(record).splitlines()
     assert summary[0].startswith("| method | scenes 50% | scenes 11% | locate 50%")
-    assert [line.split(" | ")[0] for line in summary[2:5]] == ["| bare", "| `fastv`", "| *uniform_grid*"]
-    assert summary[3].split(" | ")[2] == "-" != summary[4].split(" | ")[2]
+    names = ["| bare", "| `fastv`", "| *downsize*", "| *uniform_grid*"]
+    assert [line.split(" | ")[0] for line in summary[2:6]] == names
+    assert summary[3].split(" | ")[1:3] == ["80.0", "-"]
+    assert "N = 10 questions" in summary[-1] and "20 easy-VQA" in summary[-1] and record.device in summary[-1]
 
     page = results.results_page(record)
     assert "### 72 of 144 tokens (50%)" in page and "### 16 of 144 tokens (11%)" in page
     assert "Out of reach with 8 layers: `fastv`." in page
-    assert "| `fastv` | 72.0 | 0." in page and "3 interleaved pairs" in page and "ratios only" in page
-    assert record.device in page
+    assert "| `fastv` | 72.0 | 0.50 | 0.50 | 0.90 [0.80, 1.00] | 80.0 | 80.0 | 70.0 |" in page
+    assert "3 interleaved pairs" in page and "ratios only" in page
 
     # a row that no budget was asked of has a table of its own
-    own = dict(record.result["rows"][1], method="atp", n_eq_asked=None)
-    more = replace(record, result=record.result | {"rows": [*record.result["rows"], own]})
+    own = dict(rows[1], method="atp", n_eq_asked=None)
+    more = replace(record, result=result | {"rows": [*rows, own]})
     assert results.summary_table(more) == results.summary_table(record)
     assert results.results_page(more).split("### At their own count")[1].count("| `atp` |") == 1
 
-    # a second run takes its rows from the first
-    again = measure(subject, easy, scenes, shares=(0.5, 1 / 9), methods=methods, pairs=3, done=done)
-    assert again.result == record.result
-
 
 def test_a_method_that_loses_to_a_blind_baseline_is_named() -> None:
-    def row(method: str, scenes: float, locate: float) -> dict[str, Any]:
-        return {"method": method, "scenes_accuracy": scenes, "scenes_by_family": {"locate": locate}}
-
-    said = results._beaten([row("uniform_grid", 0.8, 0.9), row("clever", 0.85, 0.7), row("poor", 0.5, 0.95)])
+    rows = [("uniform_grid", 0.8, 0.9), ("clever", 0.85, 0.7), ("poor", 0.5, 0.95)]
+    said = results._beaten([asked_row(method, 72, scenes, locate) for method, scenes, locate in rows])
     assert "on all scene questions: `poor` (50.0)" in said
     assert "on localisation: `clever` (70.0)" in said
 

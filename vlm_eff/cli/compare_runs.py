@@ -12,7 +12,7 @@ from rich.text import Text
 from vlm_eff.cli.output import print_json, print_table, print_text, progress, say
 from vlm_eff.eval.report.cells import Cells, notes, tables
 from vlm_eff.eval.runs.folder import read_run
-from vlm_eff.eval.stats.comparison import compare_runs
+from vlm_eff.eval.stats.comparison import Compared, compare_runs
 from vlm_eff.eval.stats.thresholds import missed, read_thresholds
 
 
@@ -39,13 +39,18 @@ def compare_folders(options: CompareOptions) -> None:
     if options.as_json:
         print_json(found.to_dict() | {"missed": failures})
     else:
-        for cells in tables(found):
-            print_table(table_of(cells))
-        print_text("\n".join(notes(found)))
+        print_compared(found)
     for failure in failures:
         say(failure)
     if failures:
         raise typer.Exit(1)
+
+
+def print_compared(found: Compared) -> None:
+    """Print the tables of a comparison, and what has to be said of them."""
+    for cells in tables(found):
+        print_table(table_of(cells))
+    print_text("\n".join(notes(found)))
 
 
 def table_of(cells: Cells) -> Table:

@@ -11,9 +11,9 @@ from pathlib import Path
 from rich.progress import Progress
 
 import vlm_eff
-from vlm_eff.cli.output import print_json, print_table, say, stderr
+from vlm_eff.cli.compare_runs import print_compared
+from vlm_eff.cli.output import print_json, print_text, say, stderr
 from vlm_eff.cli.run import refuse_repeated
-from vlm_eff.cli.tables import sweep_table
 from vlm_eff.core.config import parse_spec
 from vlm_eff.core.errors import ConfigError, explain
 from vlm_eff.core.files import check_place, make_folder, write_file
@@ -22,6 +22,7 @@ from vlm_eff.eval.loading import load_subject, quiet_libraries
 from vlm_eff.eval.runs.arms import Arm
 from vlm_eff.eval.runs.run import RunSettings, owner_of
 from vlm_eff.eval.runs.sweep import Asked, Sweep, Wanted, Watch
+from vlm_eff.eval.stats.comparison import compare_runs
 from vlm_eff.eval.tasks import load_task
 from vlm_eff.eval.token_methods import budget_methods
 from vlm_eff.models.adapter import adapter_for
@@ -88,8 +89,12 @@ def evaluate(options: EvalOptions) -> None:
             write_file(path, text)
     if options.as_json:
         print_json(asdict(record))
-    else:
-        print_table(sweep_table(record))
+        return
+    for name, runs in sweep.runs.items():
+        print_text(name)
+        print_compared(compare_runs(runs["bare"], [run for label, run in runs.items() if label != "bare"]))
+    for label, reason in record.result["unreachable"].items():
+        say(f"not asked: {label}: {reason}")
 
 
 def arms_of(specs: Sequence[str]) -> list[Arm]:

@@ -24,11 +24,12 @@ from vlm_eff.eval.kv_tables import cache_summary, memory_table, quality_table
 from vlm_eff.eval.loading import quiet_libraries
 from vlm_eff.eval.record import read_record
 from vlm_eff.eval.results import results_page, summary_table
-from vlm_eff.eval.table import RECORD
 from vlm_eff.eval.timings import features_table, overhead_table, speed_table, towers_table
 from vlm_eff.models.adapter import FAMILIES
 
 ROOT = Path(vlm_eff.__file__).resolve().parents[1]
+# written by `vlm-eff eval`, see `make bench`
+RECORD = Path("benchmarks/results/bundled_vlm.json")
 SPEED_RECORD = Path("benchmarks/results/prefill.json")
 OVERHEAD_RECORD = Path("benchmarks/results/overhead.json")
 TOWERS_RECORD = Path("benchmarks/results/towers.json")

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from vlm_eff.eval.record import Record
-from vlm_eff.eval.stats.baselines import BASELINES
+from vlm_eff.eval.stats.baselines import BLIND, DOWNSIZE
 
+BASELINES = (*BLIND, DOWNSIZE)
 # chance in the bare model, so it compares nothing
 _LEFT_OUT = {"relation"}
 
@@ -32,13 +33,13 @@ def summary_table(record: Record) -> str:
         shown = [_percent(value(cell)) if cell else "-" for _, value in columns for cell in cells]
         label = f"*{name}*" if name in BASELINES else f"`{name}`"
         lines.append(f"| {label} | {' | '.join(shown)} |")
-    result = record.result
     note = (
         f"Exact match in per cent, with {', '.join(f'{b:g}' for b in budgets)} of {tokens} visual tokens averaged over "
-        f"{record.config['timed_question']['layers']} layers (n_eq); in italics the baselines that look at nothing. "
+        f"{record.config['layers']} layers (n_eq); in italics the baselines that look at nothing; "
+        "*downsize* shows pictures with that share of their pixels; this model has one resolution and spends all "
+        "tokens on them. "
         f'"locate": questions where something is. "-": the method cannot reach the budget on a decoder this shallow. '
-        f"N = {result['scenes_n']} questions about held-out scenes, {result['easy_vqa_n']} easy-VQA test questions. "
-        f"{_conditions(record)}"
+        f"{_counts(record)} {_conditions(record)}"
     )
     return "\n".join([*lines, "", note])
 
@@ -50,10 +51,10 @@ def results_page(record: Record) -> str:
     for budget in _budgets(record):
         rows = [bare] + [row for row in record.result["rows"] if row["n_eq_asked"] == budget]
         lines = [f"### {budget:g} of {tokens} tokens ({budget / tokens:.0%})", "", *_table(rows, tokens)]
-        missing = [entry for entry in record.result.get("unreachable", ()) if entry["n_eq_asked"] == budget]
+        missing = [label for label in record.result["unreachable"] if label.endswith(f" @ {budget:g}")]
         if missing:
-            names = ", ".join(f"`{entry['method']}`" for entry in missing)
-            lines += ["", f"Out of reach with {record.config['timed_question']['layers']} layers: {names}."]
+            names = ", ".join(f"`{label.rpartition(' @ ')[0]}`" for label in missing)
+            lines += ["", f"Out of reach with {record.config['layers']} layers: {names}."]
         lines += ["", _beaten(rows)]
         parts.append("\n".join(lines))
     own = [row for row in record.result["rows"] if row["n_eq_asked"] is None and row is not bare]
@@ -61,15 +62,15 @@ def results_page(record: Record) -> str:
         parts.append("\n".join(["### At their own count, with defaults", "", *_table(own, tokens)]))
     note = (
         "FLOPs (decoder), KV bytes and time to first token are with the method / bare; time is the median of "
-        f"{record.config['timed_pairs']} interleaved pairs [95 % interval], {record.config['timing']}. "
-        f"N = {record.result['scenes_n']} scene questions and {record.result['easy_vqa_n']} easy-VQA test questions. "
+        f"{record.config['timed_pairs']} interleaved pairs [95 % interval]"
+        f"{', CPU, ratios only' if 'CPU' in record.device else ''}. {_counts(record)} "
         f"The family `relation` is left out of the columns: the bare model answers it at chance. {_conditions(record)}"
     )
     return "\n\n".join([*parts, note])
 
 
 def _table(rows: list[Row], tokens: int) -> list[str]:
-    families = [name for name in rows[0]["scenes_by_family"] if name not in _LEFT_OUT]
+    families = [name for name in rows[0]["tasks"]["scenes"]["by"]["family"] if name not in _LEFT_OUT]
     head = ["method", "n_eq", "FLOPs", "KV bytes", "first token", "easy-VQA", "scenes", *families]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     return lines + [_line(row, tokens, families) for row in sorted(rows, key=_order)]
@@ -92,19 +93,19 @@ def _beaten(rows: list[Row]) -> str:
 
 
 def _line(row: Row, tokens: int, families: list[str]) -> str:
-    if row["method"] == "bare":
-        cells = ["bare", str(tokens), "1", "1", "1"]
+    if row["method"] in ("bare", "downsize"):
+        cells = [row["method"], str(tokens), "1", "1", "1"]
     else:
-        middle, low, high = row["first_token_ratio"]
+        costs, time = row["tasks"]["scenes"]["costs"], row.get("first_token")
         cells = [
             f"`{row['method']}`",
-            f"{row['n_eq']:.1f}",
-            f"{row['prefill_flops_ratio']:.2f}",
-            f"{row['kv_bytes_ratio']:.2f}",
-            f"{middle:.2f} [{low:.2f}, {high:.2f}]",
+            f"{costs['n_eq']:.1f}",
+            f"{costs['flops_ratio']:.2f}",
+            f"{costs['kv_bytes_ratio']:.2f}",
+            f"{time['ratio']:.2f} [{time['low']:.2f}, {time['high']:.2f}]" if time else "-",
         ]
     cells += [_percent(_easy(row)), _percent(_scenes(row))]
-    cells += [_percent(row["scenes_by_family"].get(family, float("nan"))) for family in families]
+    cells += [_percent(_family(row, family)) for family in families]
     return f"| {' | '.join(cells)} |"
 
 
@@ -117,26 +118,37 @@ def _budgets(record: Record) -> list[float]:
 
 
 def _tokens(record: Record) -> int:
-    return int(record.config["timed_question"]["visual_tokens"])
+    return int(record.config["visual_tokens"])
+
+
+def _counts(record: Record) -> str:
+    tasks = record.config["tasks"]
+    scenes, easy = (tasks[name]["items"] for name in ("scenes", "easy-vqa"))
+    return f"N = {scenes} questions about held-out scenes, {easy} easy-VQA test questions."
 
 
 def _conditions(record: Record) -> str:
     return (
-        f"Bundled model, {record.config['dtype']}, {record.device}, torch {record.packages['torch']}, "
+        f"Bundled model, {record.config['settings']['dtype']}, {record.device}, torch {record.packages['torch']}, "
         f"transformers {record.packages['transformers']}, {record.date}."
     )
 
 
 def _scenes(row: Row) -> float:
-    return float(row["scenes_accuracy"])
+    return float(row["tasks"]["scenes"]["accuracy"])
 
 
 def _locate(row: Row) -> float:
-    return float(row["scenes_by_family"].get("locate", float("nan")))
+    return _family(row, "locate")
 
 
 def _easy(row: Row) -> float:
-    return float(row["easy_vqa_accuracy"])
+    return float(row["tasks"]["easy-vqa"]["accuracy"])
+
+
+def _family(row: Row, name: str) -> float:
+    part = row["tasks"]["scenes"]["by"]["family"].get(name)
+    return float("nan") if part is None else float(part["accuracy"])
 
 
 def _percent(value: float) -> str:

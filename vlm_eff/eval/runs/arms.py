@@ -29,7 +29,8 @@ _ALIKE = 0.02
 class Arm:
     """One way of asking a task.
 
-    label:   how tables name it; method, n_eq_asked: for tables of methods at equal budgets, else ""
+    label:   how tables name it
+    method, n_eq_asked: what was set to which budget, for tables of methods at equal budgets
     plugins: attached together; none is the bare model
     scale:   of the sides of every picture, for the baseline that shows smaller ones
     """
@@ -128,11 +129,12 @@ def baselines_for(runs: Sequence[Run], sizes: Sizes, seeds: int = 1) -> tuple[li
         for method in BLIND[1:]:
             arms |= _blind(method, n_eq, sizes, unreachable, 0)
         smaller = _downsized(n_eq, share)
-        arms[smaller.label] = smaller
+        arms[smaller.label] = replace(smaller, n_eq_asked=None)
     for share in _apart(_mean(run, "kv_bytes_ratio") for run in runs if not _drops(run)):
         for seed in range(seeds):
             label = f"random_evict @ {share:.0%}" + (f" seed {seed}" if seed else "")
-            arms[label] = Arm(label, (METHODS.get("random_evict").make(keep_ratio=round(share, 4), seed=seed),))
+            plugin = METHODS.get("random_evict").make(keep_ratio=round(share, 4), seed=seed)
+            arms[label] = Arm(label, (plugin,), "random_evict")
     return list(arms.values()), unreachable
 
 
@@ -149,7 +151,7 @@ def _blind(method: str, n_eq: float, sizes: Sizes, unreachable: dict[str, str], 
     except ConfigError as error:
         unreachable[label] = str(error)
         return {}
-    return {label: Arm(label, (plugin,), method, n_eq)}
+    return {label: Arm(label, (plugin,), method)}
 
 
 def _at_budget(method: str, n_eq: float, sizes: Sizes, fixed: dict[str, Any]) -> Plugin:

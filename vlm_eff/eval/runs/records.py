@@ -11,21 +11,18 @@ from vlm_eff.eval.metrics import METRICS
 from vlm_eff.eval.record import Record
 from vlm_eff.eval.runs.arms import Arm
 from vlm_eff.eval.runs.folder import Run
-from vlm_eff.eval.stats.summary import scored
-
-# costs that a record averages over the items of a run
-_COSTS = ("visual_tokens", "n_eq", "n_eq_asked", "flops_ratio", "kv_bytes_ratio")
+from vlm_eff.eval.stats.summary import in_order, scored, summarise
 
 
 def summary(run: Run) -> dict[str, Any]:
-    """What a finished run says: what its metric makes of all items, the rates of each status, and mean costs."""
-    samples = list(run.samples.values())
-    found = METRICS.get(run.header.task["metric"]).aggregate(scored(samples))
-    costs = {name: [one.costs[name] for one in samples if name in one.costs] for name in _COSTS}
+    """What a finished run says: what its metric makes of all items, the interval of the accuracy, and mean costs."""
+    said = summarise(run, run.header.label)
+    found = METRICS.get(run.header.task["metric"]).aggregate(scored(in_order(run)))
     return {
         **found,
-        "new_tokens": sum(one.new_tokens for one in samples) / len(samples),
-        "costs": {name: round(sum(values) / len(values), 5) for name, values in costs.items() if values},
+        "interval": None if said.accuracy.low is None else [said.accuracy.low, said.accuracy.high],
+        "new_tokens": round(said.new_tokens, 3),
+        "costs": {name: round(value, 5) for name, value in said.costs.items() if value is not None},
     }
 
 
