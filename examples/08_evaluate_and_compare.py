@@ -28,7 +28,8 @@ with tempfile.TemporaryDirectory() as folder:  # name one of your own: a run tha
 
 for row in found.rows:
     one, right = row.summary, row.summary.accuracy
-    line = f"{one.label:14s} n_eq {one.costs['n_eq']:5.1f}  accuracy {right.value:.3f} [{right.low:.3f}, {right.high:.3f}]"
+    line = f"{one.label:14s} n_eq {one.costs['n_eq']:5.1f}  accuracy {right.value:.3f}"
+    line += f" [{right.low:.3f}, {right.high:.3f}]"
     if row.paired is not None:
         line += f"  against bare {row.paired.delta.value:+.3f}, p = {row.paired.test.p:.2f}"
     print(line)

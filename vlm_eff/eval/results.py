@@ -129,7 +129,7 @@ def _counts(record: Record) -> str:
 
 def _conditions(record: Record) -> str:
     return (
-        f"Bundled model, {record.config['settings']['dtype']}, {record.device}, torch {record.packages['torch']}, "
+        f"{record.model.capitalize()}, {record.config['settings']['dtype']}, {record.device}, torch {record.packages['torch']}, "
         f"transformers {record.packages['transformers']}, {record.date}."
     )
 
