@@ -128,9 +128,10 @@ def _counts(record: Record) -> str:
 
 
 def _conditions(record: Record) -> str:
+    dtype, packages = record.config["settings"]["dtype"], record.packages
     return (
-        f"{record.model.capitalize()}, {record.config['settings']['dtype']}, {record.device}, torch {record.packages['torch']}, "
-        f"transformers {record.packages['transformers']}, {record.date}."
+        f"{record.model.capitalize()}, {dtype}, {record.device}, torch {packages['torch']}, "
+        f"transformers {packages['transformers']}, {record.date}."
     )
 
 
