@@ -20,7 +20,8 @@ from transformers import StoppingCriteriaList
 from vlm_eff.core.errors import CapabilityError, explain
 from vlm_eff.core.files import write_file
 from vlm_eff.core.plugin import Plugin
-from vlm_eff.core.report import Stats
+from vlm_eff.core.report import PrefillReport, Stats
+from vlm_eff.eval.costs.prompt import prompt_costs
 from vlm_eff.eval.loading import first_line
 from vlm_eff.models.attach import attach
 
@@ -111,7 +112,7 @@ class Watch:
         if self.handle is None or self.calls:
             return
         stats = self.handle.stats()
-        self.calls = [_of(stats, report) for report in stats.prefills if any(report.visual)]
+        self.calls = [_numbers(stats, report) for report in stats.prefills if any(report.visual)]
 
     def means(self) -> dict[str, float]:
         """Means over the calls by name, of those that have it, and how many calls raised."""
@@ -145,7 +146,7 @@ class Watch:
         if self.handle is not None:
             stats = self.handle.stats()
             self.idle += stats.calls == 0
-            call |= costs_of(stats)
+            call |= _numbers(stats, stats.last)
         self.calls.append(call)
         return output
 
@@ -173,25 +174,9 @@ class _FirstToken:
         return made
 
 
-def costs_of(stats: Stats) -> dict[str, Any]:
-    """Costs of the newest prompt that held visual tokens; nothing where none did."""
-    return {} if stats.last is None else _of(stats, stats.last)
-
-
-def _of(stats: Stats, report: Any) -> dict[str, Any]:
-    # the cache's own plugins act behind the prompt: then the bytes after the last call count
-    later = stats.kv_bytes_bare > 0
-    stored = stats.kv_bytes if later else report.kv_bytes
-    bare = stats.kv_bytes_bare if later else report.kv_bytes_bare
-    return {
-        "visual_tokens": report.visual_tokens,
-        "kept_tokens": report.visual_per_layer[-1],
-        "n_eq": report.n_eq,
-        "n_eq_asked": report.n_eq_asked,
-        "flops_ratio": report.flops / report.flops_bare,
-        "kv_bytes": stored / report.rows,
-        "kv_bytes_ratio": stored / bare if bare else 1.0,
-    }
+def _numbers(stats: Stats, report: PrefillReport | None) -> dict[str, Any]:
+    """What the harness can average."""
+    return {name: value for name, value in prompt_costs(stats, report).items() if not isinstance(value, list)}
 
 
 def find_module(backend: Any, name: str) -> Any:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from vlm_eff.core.errors import InputError
 from vlm_eff.core.handle import Handle
+from vlm_eff.eval.costs.prompt import prompt_costs
 from vlm_eff.eval.frames import read_footage
 from vlm_eff.eval.subject import Row, Subject
 from vlm_eff.eval.tasks.item import Footage, Item, pixels_digest
@@ -80,8 +81,9 @@ def ask(subject: Subject, rows: Sequence[Row], handle: Handle | None, max_new_to
         output = subject.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
     new = output[:, inputs["input_ids"].shape[1] :]
     texts = subject.processor.batch_decode(new, skip_special_tokens=True)
-    costs = _bare_costs(subject, inputs) if handle is None else _costs(handle)
+    costs = _bare_costs(subject, inputs) if handle is None else prompt_costs(handle.stats())
     lengths = _lengths(new, subject.model.generation_config.eos_token_id)
+    costs = {name: _rounded(value) for name, value in costs.items()}
     return [Answer(text.strip(), length, costs) for text, length in zip(texts, lengths, strict=True)]
 
 
@@ -94,24 +96,8 @@ def _lengths(new: torch.Tensor, end: int | list[int] | None) -> list[int]:
     return [min(int(count) + 1, new.shape[1]) for count in before]
 
 
-def _costs(handle: Handle) -> dict[str, Any]:
-    stats = handle.stats()
-    report = stats.last
-    if report is None:
-        return {}
-    # plugins of the cache act behind the prompt: then it counts what is stored at the end of the answer
-    stored, full = stats.kv_bytes, stats.kv_bytes_bare
-    if not full:
-        stored, full = report.kv_bytes, report.kv_bytes_bare
-    return {
-        "visual_tokens": round(report.visual_tokens, 2),
-        "n_eq": round(report.n_eq, 3),
-        "n_eq_asked": round(report.n_eq_asked, 3),
-        "flops_ratio": round(report.flops / report.flops_bare, 5),
-        "kv_bytes": round(stored / report.rows),
-        "kv_bytes_ratio": round(stored / full, 5),
-        "visual_per_layer": [round(count, 2) for count in report.visual_per_layer],
-    }
+def _rounded(value: Any) -> Any:
+    return [_rounded(one) for one in value] if isinstance(value, list) else round(value, 5)
 
 
 def _bare_costs(subject: Subject, inputs: Any) -> dict[str, Any]:
@@ -122,7 +108,6 @@ def _bare_costs(subject: Subject, inputs: Any) -> dict[str, Any]:
     if not visual:
         return {}
     layers = config.get_text_config().num_hidden_layers
-    visual = round(visual, 2)
     return {
         "visual_tokens": visual,
         "n_eq": visual,

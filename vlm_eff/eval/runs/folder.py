@@ -188,6 +188,13 @@ class SampleWriter:
         self._stream.close()
 
 
-def write_header(folder: Path, header: Header) -> None:
-    """Write `run.json`, in full or not at all."""
-    write_file(make_folder(folder) / HEADER, json.dumps(asdict(header), indent=2) + "\n")
+def write_header(folder: Path, header: Header) -> bool:
+    """Write `run.json`, in full or not at all; False where there is one, as when two processes begin at once."""
+    beside = write_file(make_folder(folder) / f".{HEADER}.{os.getpid()}", json.dumps(asdict(header), indent=2) + "\n")
+    try:
+        os.link(beside, folder / HEADER)
+    except FileExistsError:
+        return False
+    finally:
+        beside.unlink()
+    return True

@@ -197,9 +197,8 @@ def _open(folder: Path, header: Header, shard: Shard) -> None:
         if any(folder.iterdir()) and shard.count == 1:
             accepted = "an empty folder, a new one, or one with a run to take up"
             raise InputError(explain(f"{folder} holds other files", accepted, "Choose another folder"))
-        # whoever is first writes it: all processes would write the same
-        write_header(folder, header)
-        return
+        if write_header(folder, header):
+            return
     old, new = asdict(read_header(folder)), asdict(header)
     wrong = [
         f"{name}.{key}" if key else name for name in old if name not in _FREE for key in _differing(old, new, name)
