@@ -30,10 +30,16 @@ def methods() -> dict[str, Method]:
 
 
 def plugin(spec: str) -> Plugin:
-    """Build a plugin from a spec such as `"pyramiddrop:keep_ratio=0.5"`; the same object as the method call gives."""
+    """Build a plugin from a spec such as `"pyramiddrop:keep_ratio=0.5"`; the same object as the method call gives.
+
+    The path of a preset that `vlm-eff tune` wrote, such as `"tuned.json"`, gives its plugins as one.
+    """
     from vlm_eff.core.registry import make_plugin
+    from vlm_eff.recipes.preset import SUFFIX, load_preset
 
     methods()
+    if spec.strip().endswith(SUFFIX):
+        return load_preset(spec.strip())
     return make_plugin(spec)
 
 

@@ -9,6 +9,8 @@ import typer
 from typer.core import TyperGroup
 
 from vlm_eff import __version__
+from vlm_eff.cli.options import Attention, Device, Dtype, Json, Model
+from vlm_eff.cli.tune_command import tune_command
 from vlm_eff.core.errors import ConfigError, VlmEffError
 
 
@@ -31,14 +33,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Plugins that make vision-language models faster and smaller without changing the model.",
 )
-
-Json = Annotated[bool, typer.Option("--json", help="One JSON document instead of a table.")]
-Model = Annotated[
-    str | None, typer.Option("--model", metavar="FOLDER_OR_HUB_ID", help="Default: the model that comes along.")
-]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, or auto: a GPU where there is one.")]
-Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16, or auto: float32 on a CPU, bfloat16 elsewhere.")]
-Attention = Annotated[str, typer.Option("--attn", help="Attention of the model: sdpa or eager.")]
 
 
 def _print_version(wanted: bool) -> None:
@@ -299,6 +293,9 @@ def eval_command(
             pairs, seed, model, dtype, device, attn, json,
         )
     )  # fmt: skip
+
+
+app.command("tune")(tune_command)
 
 
 @app.command("kernels")

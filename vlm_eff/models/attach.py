@@ -43,13 +43,14 @@ def attach(model: Any, *plugins: Plugin) -> Handle:
     After any of these the model is as it was.
     """
     _check_plugins(plugins)
+    recipes = [plugin for plugin in plugins if isinstance(plugin, Recipe)]
     plugins = tuple(one for plugin in plugins for one in (plugin if isinstance(plugin, Recipe) else (plugin,)))
     if is_pipeline(model) or is_denoiser(model):
         return _attach_pipeline(model, plugins)
     refuse_denoise_plugins(type(model).__name__, plugins)
     refusals.refuse_compiled(model)
     tower = lone_tower(model)
-    return _attach_tower(tower, plugins) if tower is not None else _attach_vlm(model, plugins)
+    return _attach_tower(tower, plugins) if tower is not None else _attach_vlm(model, plugins, recipes)
 
 
 def _attach_pipeline(pipe: Any, plugins: tuple[Plugin, ...]) -> Handle:
@@ -57,8 +58,10 @@ def _attach_pipeline(pipe: Any, plugins: tuple[Plugin, ...]) -> Handle:
     return _install(runtime, bound, tuple(runtime.denoising.denoisers.values()))
 
 
-def _attach_vlm(model: Any, plugins: tuple[Plugin, ...]) -> Handle:
+def _attach_vlm(model: Any, plugins: tuple[Plugin, ...], recipes: list[Recipe]) -> Handle:
     adapter = adapter_for(model)
+    for recipe in recipes:
+        recipe.check_made_for(adapter.num_layers)
     refusals.refuse_compiled(adapter.top)
     refusals.refuse_training(adapter.top, plugins)
     context = BindContext(

@@ -1,0 +1,222 @@
+"""Questions that a candidate is judged by: how sure it stays of what the bare model answered.
+
+Every item is asked of the bare model once, greedily. A candidate is then led along those answers token by token, and
+what counts is the probability that it gives them: a smooth measure of loyalty, where accuracy over a hundred items
+moves in steps of one per cent.
+
+Where the cache is tuned, all arms are asked with prompts that end before the words that ask for the answer, which are
+fed afterwards one by one: a cache is compressed when the prompt is over, and with a whole prompt the first token of the
+answer has been said by then. Short answers would never notice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList
+
+from vlm_eff.core.errors import InputError, explain
+from vlm_eff.core.plugin import Plugin
+from vlm_eff.eval.metrics import METRICS
+from vlm_eff.eval.runs.asking import show, shows
+from vlm_eff.eval.runs.plan import batches
+from vlm_eff.eval.subject import Row, Subject
+from vlm_eff.eval.tasks.item import Item, Task
+from vlm_eff.eval.tuning.budget import Costs, costs_of
+from vlm_eff.models.attach import attach
+
+# of an answer, so that a long one does not cost as much as the rest of the calibration
+_LED_TOKENS = 16
+
+
+class _Led(LogitsProcessor):  # type: ignore[misc]
+    """Makes a model say given tokens, and notes what it would have thought of them.
+
+    tokens: [B, n]; what follows them is the model's own
+    """
+
+    def __init__(self, tokens: Tensor) -> None:
+        self._tokens, self._step = tokens, 0
+        self.logs: list[Tensor] = []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        step, self._step = self._step, self._step + 1
+        if step >= self._tokens.shape[1]:
+            return scores
+        wanted = self._tokens[:, step, None]
+        self.logs.append(scores.float().log_softmax(-1).gather(1, wanted)[:, 0])
+        return torch.full_like(scores, -torch.inf).scatter(1, wanted, 0.0)
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Questions made ready.
+
+    inputs: of the prompts, without `tail`; tail: [B, t] tokens that are fed one by one; said: [B, n] the bare answers
+    with the token that ends them, real: [B, n] what of it is no padding; worth: [B] scores of the bare answers
+    """
+
+    items: tuple[Item, ...]
+    inputs: dict[str, Any]
+    tail: Tensor
+    said: Tensor
+    real: Tensor
+    worth: Tensor
+
+
+@dataclass(frozen=True)
+class Answered:
+    """Answers to all items: text and score by item id, in the items' order, and the mean costs over batches."""
+
+    texts: dict[str, str]
+    scores: dict[str, float]
+    costs: Costs | None
+
+    @property
+    def accuracy(self) -> float:
+        """Mean score."""
+        return sum(self.scores.values()) / len(self.scores)
+
+
+class Questions:
+    """Items with the bare model's answers, to be asked of one candidate after another.
+
+    cut: prompts end early, see the module
+
+    Raises:
+        InputError: an item shows nothing, or its media cannot be opened.
+    """
+
+    def __init__(self, subject: Subject, task: Task, items: Sequence[Item], batch_size: int, *, cut: bool) -> None:
+        self._subject, self._task = subject, task
+        asked = batches(items, batch_size)
+        prompts = [self._prompts(batch, cut) for batch in asked]
+        self._batches = [
+            _Batch(batch, *prompt, *self._bare(batch, *prompt)) for batch, prompt in zip(asked, prompts, strict=True)
+        ]
+        self.bare = self.answer(())
+
+    def first(self) -> Any:
+        """Inputs of one question of middle length, for costs."""
+        batch = self._batches[len(self._batches) // 2]
+        return self._subject.batch([self._row(batch.items[len(batch.items) // 2])])
+
+    @torch.inference_mode()
+    def loyalty(self, plugins: Sequence[Plugin]) -> float:
+        """Probability that a candidate gives to the bare model's answers, from 0 to 1.
+
+        Of each answer the geometric mean over its tokens, the end included; of the answers the mean, weighted by their
+        scores: what the bare model got wrong need not be kept. Where all are wrong, all count alike.
+        """
+        kept, worth = [], []
+        with self._attached(plugins):
+            for batch in self._batches:
+                led = _Led(torch.cat((batch.tail, batch.said), 1))
+                self._generate(batch.inputs, led, batch.tail.shape[1] + batch.said.shape[1])
+                logs = torch.zeros_like(batch.said, dtype=torch.float32)
+                # generation ends with the last answer, and padding behind an end counts for nothing
+                found = torch.stack(led.logs[batch.tail.shape[1] :], 1)
+                logs[:, : found.shape[1]] = found
+                kept.append((logs.where(batch.real, 0.0).sum(1) / batch.real.sum(1)).exp())
+                worth.append(batch.worth)
+        weights = torch.cat(worth)
+        weights = weights if bool(weights.any()) else torch.ones_like(weights)
+        return float((torch.cat(kept) * weights).sum() / weights.sum())
+
+    @torch.inference_mode()
+    def answer(self, plugins: Sequence[Plugin]) -> Answered:
+        """Greedy answers with a candidate, or bare, in the way the candidates are asked."""
+        texts, scores, costs = dict[str, str](), dict[str, float](), []
+        with self._attached(plugins) as handle:
+            for batch in self._batches:
+                if handle is not None:
+                    handle.reset()
+                tail = batch.tail.shape[1]
+                new = self._generate(batch.inputs, _Led(batch.tail), tail + self._task.max_new_tokens)
+                said = self._subject.processor.batch_decode(new[:, tail:], skip_special_tokens=True)
+                for item, text in zip(batch.items, said, strict=True):
+                    texts[item.id] = text.strip()
+                    scores[item.id] = self._score(item, text)
+                if handle is not None:
+                    costs.append((len(batch.items), costs_of(handle)))
+        return Answered(texts, scores, _mean(costs) if costs else None)
+
+    def _prompts(self, batch: Sequence[Item], cut: bool) -> tuple[dict[str, Any], Tensor]:
+        inputs = dict(self._subject.batch([self._row(item) for item in batch]))
+        ids = inputs["input_ids"]
+        tail = _asking_tokens(self._subject, ids) if cut else 0
+        if tail:
+            inputs = {name: _shorter(value, ids, tail) for name, value in inputs.items()}
+        return inputs, ids[:, ids.shape[1] - tail :]
+
+    def _row(self, item: Item) -> Row:
+        shown = show(item, self._task.sampling, shows(self._subject, "auto"))
+        if shown.row is None or not item.media:
+            got = f"item {item.id} ({shown.error or 'it shows nothing'})"
+            raise InputError(explain(got, "items with pictures or videos that open", "Leave it out of the data"))
+        return shown.row
+
+    @torch.inference_mode()
+    def _bare(self, batch: Sequence[Item], inputs: dict[str, Any], tail: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        longest = min(self._task.max_new_tokens, _LED_TOKENS)
+        said = self._generate(inputs, _Led(tail), tail.shape[1] + longest)[:, tail.shape[1] :]
+        ended = torch.isin(said, _ends(self._subject, said))
+        # up to the first end, that one included
+        real = (ended.cumsum(1) - ended.int()) == 0
+        texts = self._subject.processor.batch_decode(said, skip_special_tokens=True)
+        worth = [self._score(item, text) for text, item in zip(texts, batch, strict=True)]
+        return said, real, torch.tensor(worth, device=said.device)
+
+    def _score(self, item: Item, text: str) -> float:
+        return METRICS.get(self._task.metric).score(text.strip(), item.gold, item_id=item.id).value
+
+    def _generate(self, inputs: dict[str, Any], led: _Led, count: int) -> Tensor:
+        output: Tensor = self._subject.model.generate(
+            **inputs, max_new_tokens=count, do_sample=False, logits_processor=LogitsProcessorList([led])
+        )
+        return output[:, inputs["input_ids"].shape[1] :]
+
+    def _attached(self, plugins: Sequence[Plugin]) -> Any:
+        return attach(self._subject.model, *plugins) if plugins else nullcontext()
+
+
+def _ends(subject: Subject, ids: Tensor) -> Tensor:
+    end = subject.model.generation_config.eos_token_id
+    return torch.tensor([] if end is None else end, device=ids.device, dtype=ids.dtype).reshape(-1)
+
+
+def _asking_tokens(subject: Subject, ids: Tensor) -> int:
+    """How many tokens at the end of every prompt ask for the answer; 1 where the template does not tell."""
+    message = [{"role": "user", "content": [{"type": "text", "text": "what?"}]}]
+    processor = subject.processor
+    plain, asking = (
+        processor.apply_chat_template(message, tokenize=False, add_generation_prompt=wanted) for wanted in (False, True)
+    )
+    if not asking.startswith(plain):
+        return 1
+    written = processor.tokenizer(asking[len(plain) :], add_special_tokens=False).input_ids
+    count = len(written)
+    if not 0 < count < ids.shape[1] or not bool((ids[:, -count:] == torch.tensor(written, device=ids.device)).all()):
+        return 1
+    # a token that ends answers would end them before they began
+    ended = torch.isin(ids[0, -count:], _ends(subject, ids)).nonzero()
+    return max(1, count - 1 - int(ended.max())) if len(ended) else count
+
+
+def _shorter(value: Any, ids: Tensor, tail: int) -> Any:
+    """What goes along with every token of the prompt loses its end as well."""
+    return value[:, :-tail] if isinstance(value, Tensor) and value.shape == ids.shape else value
+
+
+def _mean(costs: Sequence[tuple[int, Costs]]) -> Costs:
+    count = sum(items for items, _ in costs)
+
+    def mean(name: str) -> float:
+        return sum(items * float(getattr(one, name)) for items, one in costs) / count
+
+    return Costs(mean("n_eq"), mean("flops"), mean("kv"))

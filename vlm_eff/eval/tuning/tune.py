@@ -1,0 +1,252 @@
+"""Tuning from end to end: split the items, search on one part, judge the best on the other, write it down."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vlm_eff.core.errors import ConfigError, InputError, explain
+from vlm_eff.core.recipe import Recipe
+from vlm_eff.eval.compare import time_first_token
+from vlm_eff.eval.measure import PairedTimes
+from vlm_eff.eval.stats.interval import Interval, cluster_codes, cluster_interval
+from vlm_eff.eval.stats.paired import DIFFERENCES
+from vlm_eff.eval.subject import Subject
+from vlm_eff.eval.tasks.item import Item, Task
+from vlm_eff.eval.tuning.budget import Budget, Costs, Probe
+from vlm_eff.eval.tuning.questions import Questions
+from vlm_eff.eval.tuning.search import Candidate, search
+from vlm_eff.models.attach import attach
+from vlm_eff.recipes.preset import Preset
+from vlm_eff.recipes.search_space import Space
+from vlm_eff.reference.machine import describe_device, package_versions
+
+
+@dataclass(frozen=True)
+class TuneSettings:
+    """How a tuning is done.
+
+    max_drop: largest loss of accuracy on the held-out items, in points from 0 to 1
+    trials:   candidates asked; calibration, validation: items of each part, whole clusters, about as many
+    pairs:    timed pairs of the first token with what was found; 0 times nothing
+    """
+
+    budget: Budget
+    max_drop: float = 0.01
+    trials: int = 40
+    calibration: int = 100
+    validation: int = 200
+    batch_size: int = 32
+    seed: int = 0
+    pairs: int = 20
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_drop <= 1:
+            raise ConfigError(explain(f"max_drop={self.max_drop:g}", "from 0 to 1", "Give a share such as 1%"))
+        if self.calibration < 1 or self.validation < 1:
+            got = f"calibration={self.calibration}, validation={self.validation}"
+            raise ConfigError(explain(got, "1 item or more each", "Give more items"))
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One candidate on one part of the items, beside the bare model.
+
+    delta: accuracy minus that of the bare model, with its 95 % interval over clusters
+    same:  share of items with the bare model's answer; loyalty: see `Questions.loyalty`; costs: mean over the items
+    """
+
+    n: int
+    bare: float
+    accuracy: float
+    delta: Interval
+    same: float
+    loyalty: float
+    costs: Costs
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dict for JSON."""
+        return asdict(self) | {"costs": self.costs.to_dict()}
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What tuning found.
+
+    refused: proposals over budget, never asked; asked: candidates that were
+    missed:  what of the budget the held-out items or the clock say is missed, by name, with the value; empty is well
+    """
+
+    task: Task
+    model: str
+    num_layers: int
+    settings: TuneSettings
+    best: Candidate
+    asked: int
+    refused: int
+    calibration: Judged
+    validation: Judged
+    first_token: PairedTimes | None
+    device: str
+
+    @property
+    def keeps(self) -> bool:
+        """The held-out accuracy dropped by no more than was allowed."""
+        # a sum of floats must not refuse a drop of exactly so much
+        return self.validation.delta.value >= -self.settings.max_drop - 1e-9
+
+    @property
+    def missed(self) -> dict[str, float]:
+        """What of the budget is missed on the held-out items, or by the clock, with the value that was measured."""
+        costs, budget = self.validation.costs, self.settings.budget
+        found = {name: getattr(costs, name) for name, excess in costs.over(budget).items() if excess > 0}
+        if budget.ttft is not None and self.first_token is not None and self.first_token.ratio > budget.ttft:
+            found["ttft"] = self.first_token.ratio
+        return found
+
+    def recipe(self) -> Recipe:
+        """The plugins that were found, as `attach` takes them."""
+        return self.preset().recipe()
+
+    def preset(self, name: str = "tuned") -> Preset:
+        """What is written: the plugins, what they were tuned for and on, and what was measured."""
+        return Preset(name, self.best.plugins, self.num_layers, self.model, self.about())
+
+    def about(self) -> dict[str, Any]:
+        """Everything but the plugins, as plain values."""
+        return {
+            "task": {"name": self.task.name, "version": self.task.version, "digest": self.task.digest},
+            "settings": asdict(self.settings) | {"budget": self.settings.budget.to_dict()},
+            "schedule": self.best.params,
+            "asked": self.asked,
+            "refused_unasked": self.refused,
+            "prompts": "cut before the words that ask" if self.settings.budget.kv is not None else "whole",
+            "calibration": self.calibration.to_dict(),
+            "validation": self.validation.to_dict(),
+            "first_token": None if self.first_token is None else self.first_token.to_dict(),
+            "missed": self.missed,
+            "device": self.device,
+            "packages": package_versions(),
+            "date": datetime.now(UTC).date().isoformat(),
+        }
+
+
+def tune(
+    subject: Subject,
+    task: Task,
+    settings: TuneSettings,
+    *,
+    journal: Path | None = None,
+    methods: dict[str, tuple[str, ...]] | None = None,
+    watch: Callable[[int, int, float], None] | None = None,
+) -> Tuned:
+    """Find the settings that meet a budget and keep the answers best.
+
+    journal: file of the search, which goes on from there; methods: fields of `Space` that name methods, where not all
+    are wanted; watch: see `search`
+
+    Raises:
+        InputError: too few items, items that cannot be opened, no gold answers, or nothing that meets the budget.
+        ConfigError: settings that cannot be. CapabilityError: Optuna or scipy is not installed.
+    """
+    task.require_gold()
+    calibration, validation = split_items(task, settings.calibration, settings.validation, settings.seed)
+    budget, cut = settings.budget, settings.budget.kv is not None
+    questions = Questions(subject, task, calibration, settings.batch_size, cut=cut)
+    probe = Probe(subject, questions.first(), with_cache=cut)
+    space = space_for(subject, probe, budget, methods)
+    about = {"model": subject.name, "task": task.digest, "items": [item.id for item in calibration]}
+    found = search(
+        space,
+        budget,
+        probe,
+        questions.loyalty,
+        trials=settings.trials,
+        seed=settings.seed,
+        journal=journal,
+        about=about,
+        watch=watch,
+    )
+    best = found.best
+    held_out = Questions(subject, task, validation, settings.batch_size, cut=cut)
+    times = None
+    if settings.pairs:
+        with attach(subject.model, *best.plugins) as handle:
+            times = time_first_token(subject, handle, held_out.first(), settings.pairs, seed=settings.seed)
+    return Tuned(
+        task=task,
+        model=subject.name,
+        num_layers=space.num_layers,
+        settings=settings,
+        best=best,
+        asked=len(found.candidates),
+        refused=found.refused,
+        calibration=judge(questions, calibration, best, settings.seed),
+        validation=judge(held_out, validation, best, settings.seed),
+        first_token=times,
+        device=describe_device(subject.device),
+    )
+
+
+def space_for(
+    subject: Subject, probe: Probe, budget: Budget, methods: dict[str, tuple[str, ...]] | None = None
+) -> Space:
+    """The candidates that a budget leaves for a model: no more tokens than its FLOPs pay for."""
+    layers, visual, prompt = probe.sizes()
+    shares = [] if budget.n_eq is None else [budget.n_eq]
+    if "flops" in budget.limits:
+        shares.append(probe.tokens_at(budget.limits["flops"]))
+    bits = subject.model.dtype.itemsize * 8
+    tokens = min(shares, default=None)
+    chosen: dict[str, Any] = dict(methods or {})
+    return replace(Space(layers, visual, prompt, bits, tokens, budget.kv), **chosen)
+
+
+def judge(questions: Questions, items: Sequence[Item], candidate: Candidate, seed: int) -> Judged:
+    """A candidate on items, in pairs with the bare model."""
+    bare, made = questions.bare, questions.answer(candidate.plugins)
+    assert made.costs is not None  # plugins are attached
+    ids = [item.id for item in items]
+    change = np.array([made.scores[one] - bare.scores[one] for one in ids])
+    codes = cluster_codes([item.cluster or item.id for item in items])
+    return Judged(
+        n=len(ids),
+        bare=bare.accuracy,
+        accuracy=made.accuracy,
+        delta=cluster_interval(change, codes, limits=DIFFERENCES, seed=seed),
+        same=sum(made.texts[one] == bare.texts[one] for one in ids) / len(ids),
+        loyalty=questions.loyalty(candidate.plugins),
+        costs=made.costs,
+    )
+
+
+def split_items(
+    task: Task, calibration: int, validation: int, seed: int = 0
+) -> tuple[tuple[Item, ...], tuple[Item, ...]]:
+    """Items to search on and items to judge by: no picture or video is in both.
+
+    Clusters are taken in an order drawn from the seed until there are as many items as were asked for.
+
+    Raises:
+        InputError: not enough items for both.
+    """
+    clusters: dict[str, list[Item]] = {}
+    for item in task.items:
+        clusters.setdefault(item.cluster or item.id, []).append(item)
+    drawn = sorted(clusters, key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest())
+    parts: tuple[list[Item], list[Item]] = ([], [])
+    for name in drawn:
+        # what one of the two needs first, and nothing of a cluster goes to the other
+        part = parts[0] if len(parts[0]) < calibration else parts[1]
+        if len(parts[1]) < validation or part is parts[0]:
+            part.extend(clusters[name])
+    if len(parts[0]) < calibration or len(parts[1]) < validation:
+        got = f"{len(task.items)} items of {len(clusters)} pictures or videos for {calibration} + {validation}"
+        raise InputError(explain(got, "as many items as both parts need", "Ask for fewer, or give more data"))
+    return tuple(parts[0]), tuple(parts[1])
