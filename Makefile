@@ -7,7 +7,7 @@ BRIDGES := .venv-bridges
 WORKERS ?= 2
 PYTEST = OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
-.PHONY: demo test test-bridges lint examples bench smol readme clean
+.PHONY: demo test test-bridges lint examples bench smol bench-smol readme clean
 
 demo: $(VENV)/.demo
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m vlm_eff.demo
@@ -33,7 +33,7 @@ examples: $(VENV)/.dev
 
 # the records behind README.md; on a CPU times are ratios, never absolute speed
 bench: $(VENV)/.bench
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/vlm-eff eval --task scenes --task easy-vqa:limit=600 --output out/bundled_vlm \
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/vlm-eff eval --task scenes:scenes=100 --task easy-vqa:limit=600 --output out/bundled_vlm \
 	  --method all --method "sparsevlm:layers=(2,4,6)" --method v2drop:schedule=paper --method prumerge:neighbours=1 \
 	  --share 0.5 --share 0.25 --share 0.1111 --plugin atp --plugin pixelprune --plugin prumerge --plugin prumerge_plus \
 	  --plugin zipvl_attention --batch-size 64 --pairs 30 --device cpu --record benchmarks/results/bundled_vlm.json
@@ -46,6 +46,13 @@ bench: $(VENV)/.bench
 smol: $(VENV)/.smol
 	HF_HUB_OFFLINE=1 $(BIN)/vlm-eff reference build smol
 	$(PYTEST) tests/reference/smol tests/cli/test_reference_build.py
+
+# methods at equal budgets on it; half an hour of a processor
+bench-smol: smol
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/vlm-eff eval --model smol --task scenes:scenes=20 --task easy-vqa:limit=80 --output out/smol_vlm \
+	  --method pyramiddrop --method fastv --method feather --method dart --method visionzip --method divprune --method cdpruner \
+	  --method prumerge --share 0.5 --share 0.25 --share 0.1 --batch-size 32 --pairs 10 --device cpu \
+	  --record benchmarks/results/smol_vlm.json
 
 # rewrite the generated parts of README.md
 readme: $(VENV)/.dev

@@ -23,6 +23,7 @@ print("12.0 ms on the host")
 a stale table
 <!-- output:end -->
 <!-- results:begin --><!-- results:end -->
+<!-- smol:begin --><!-- smol:end -->
 <!-- kv:begin --><!-- kv:end -->
 <!-- diffusion:begin --><!-- diffusion:end -->
 <!-- speed:begin --><!-- speed:end -->

@@ -30,6 +30,7 @@ from vlm_eff.models.adapter import FAMILIES
 ROOT = Path(vlm_eff.__file__).resolve().parents[1]
 # written by `vlm-eff eval`, see `make bench`
 RECORD = Path("benchmarks/results/bundled_vlm.json")
+SMOL_RECORD = Path("benchmarks/results/smol_vlm.json")
 SPEED_RECORD = Path("benchmarks/results/prefill.json")
 OVERHEAD_RECORD = Path("benchmarks/results/overhead.json")
 TOWERS_RECORD = Path("benchmarks/results/towers.json")
@@ -51,8 +52,8 @@ DIFFUSION_PAGE = ROOT / "docs" / "diffusion.md"
 def pages() -> dict[Path, tuple[str, ...]]:
     """Every page with generated parts, and the names of their markers."""
     return {
-        README: ("output", "methods", "results", "kv", "diffusion", "speed"),
-        METHODS_PAGE: ("methods", "families", "overhead", "towers", "features"),
+        README: ("output", "methods", "results", "smol", "kv", "diffusion", "speed"),
+        METHODS_PAGE: ("methods", "families", "families_smol", "overhead", "towers", "features"),
         CACHE_PAGE: ("kv_memory", "kv_quality"),
         KERNELS_PAGE: ("bounds", "processor", "patterns"),
         DIFFUSION_PAGE: ("diffusion_unet", "diffusion_dit", "diffusion_time"),
@@ -82,6 +83,8 @@ def _part(name: str, text: str) -> str:
     path, show = {
         "results": (RECORD, summary_table),
         "families": (RECORD, results_page),
+        "smol": (SMOL_RECORD, summary_table),
+        "families_smol": (SMOL_RECORD, results_page),
         "speed": (SPEED_RECORD, speed_table),
         "overhead": (OVERHEAD_RECORD, overhead_table),
         "towers": (TOWERS_RECORD, towers_table),
