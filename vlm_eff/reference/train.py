@@ -6,7 +6,6 @@ questions a picture at once (`batches.py`). The head of the first stage is throw
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from pathlib import Path
@@ -18,6 +17,7 @@ import typer
 from .batches import BatchMaker
 from .checkpoint import checkpoint_in
 from .export import export_model
+from .loop import note
 from .model import build_model, preset
 from .record import write_training_record
 from .schedule import Schedule
@@ -63,7 +63,7 @@ def train(
     log.info("training %d parameters from step %d", sum(p.numel() for p in model.parameters()), trainer.step)
     with (output / "curve.jsonl").open("a", encoding="utf-8") as curve:
         if trainer.rank == 0:
-            _write(curve, {"started_at_step": trainer.step, "workers": trainer.workers, **settings})
+            note(curve, {"started_at_step": trainer.step, "workers": trainer.workers, **settings})
         _run(trainer, checkpoint, curve, checkpoint_minutes)
     if trainer.rank > 0:
         return
@@ -80,16 +80,16 @@ def _run(trainer: Trainer, checkpoint: Path, curve: TextIO, checkpoint_minutes: 
         if trainer.rank > 0:
             continue
         if trainer.step % 10 == 0:
-            _write(curve, record)
+            note(curve, record)
         if now - last_save > 60 * checkpoint_minutes:
             trainer.save(checkpoint)
             last_save = now
         if now - last_check > 120 * checkpoint_minutes:
-            _write(curve, trainer.check())
+            note(curve, trainer.check())
             last_check = time.monotonic()
     if trainer.rank == 0:
         trainer.save(checkpoint)
-        _write(curve, trainer.check())
+        note(curve, trainer.check())
 
 
 def _join_workers(device: str) -> torch.device:
@@ -100,12 +100,6 @@ def _join_workers(device: str) -> torch.device:
     if device == "cuda":
         return torch.device("cuda", torch.distributed.get_node_local_rank())
     return torch.device(device)
-
-
-def _write(curve, record: dict) -> None:
-    curve.write(json.dumps(record) + "\n")
-    curve.flush()
-    log.info("%s", json.dumps(record))
 
 
 if __name__ == "__main__":

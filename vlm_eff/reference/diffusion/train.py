@@ -6,21 +6,18 @@ bfloat16 took 1.6 times as long. The result is exactly repeatable on the same ma
 
 from __future__ import annotations
 
-import json
 import logging
-import time
 from pathlib import Path
-from typing import Annotated, TextIO
+from typing import Annotated
 
 import torch
 import typer
 from torch import nn
 
 from ..checkpoint import checkpoint_in
+from ..loop import note, run_training
 from ..schedule import Schedule
 from .trainer import DiffusionTrainer
-
-log = logging.getLogger(__name__)
 
 
 def build_denoiser(name: str, seed: int = 0) -> nn.Module:
@@ -57,28 +54,8 @@ def train(
     if resume:
         trainer.load(checkpoint)
     with (output / "curve.jsonl").open("a", encoding="utf-8") as curve:
-        _write(curve, {"started_at_step": trainer.step, **settings})
-        _run(trainer, checkpoint, curve, checkpoint_minutes)
-
-
-def _run(trainer: DiffusionTrainer, checkpoint: Path, curve: TextIO, checkpoint_minutes: float) -> None:
-    last = time.monotonic()
-    while not trainer.done:
-        record = trainer.train_step()
-        if trainer.step % 20 == 0:
-            _write(curve, record)
-        if time.monotonic() - last > 60 * checkpoint_minutes:
-            trainer.save(checkpoint)
-            _write(curve, trainer.check())
-            last = time.monotonic()
-    trainer.save(checkpoint)
-    _write(curve, trainer.check())
-
-
-def _write(curve: TextIO, record: dict) -> None:
-    curve.write(json.dumps(record) + "\n")
-    curve.flush()
-    log.info("%s", json.dumps(record))
+        note(curve, {"started_at_step": trainer.step, **settings})
+        run_training(trainer, checkpoint, curve, every=20, minutes=checkpoint_minutes)
 
 
 if __name__ == "__main__":

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import time
 from pathlib import Path
-from typing import Annotated, TextIO
+from typing import Annotated
 
 import torch
 import typer
 
 from ..checkpoint import checkpoint_in
+from ..loop import note, run_training
 from .assemble import assemble
 from .decoder import load_decoder, load_tokenizer
 from .packing import RowMaker
@@ -21,8 +20,6 @@ from .shipped import write_shipped
 from .tower import load_tower
 from .trainer import Trainer
 from .warm_start import warm_start
-
-log = logging.getLogger(__name__)
 
 
 def train(
@@ -56,40 +53,19 @@ def train(
     with (output / CURVE).open("a", encoding="utf-8") as curve:
         if not resume:
             explained = warm_start(model, processor, seed)
-            _write(curve, {"warm_start_explains": round(explained, 4)})
+            note(curve, {"warm_start_explains": round(explained, 4)})
         maker = RowMaker(processor, rows, seed, easy_share)
         trainer = Trainer(model, maker, steps=steps, rate=rate, rank=rank, seed=seed)
         if resume:
             trainer.load(checkpoint)
         if compile_layers:
             trainer.compile()
-        _write(curve, {"started_at_step": trainer.step, "threads": torch.get_num_threads(), **settings})
-        _run(trainer, checkpoint, curve, check_minutes)
+        note(curve, {"started_at_step": trainer.step, "threads": torch.get_num_threads(), **settings})
+        note(curve, trainer.check())
+        run_training(trainer, checkpoint, curve, every=5, minutes=check_minutes)
     trainer.use(trainer.average)
     write_shipped(model, output)
     write_training_record(trainer, output)
-
-
-def _run(trainer: Trainer, checkpoint: Path, curve: TextIO, check_minutes: float) -> None:
-    """Train to the end of the schedule, with checkpoints and checks on the way."""
-    _write(curve, trainer.check())
-    last = time.monotonic()
-    while trainer.step < trainer.steps:
-        record = trainer.train_step()
-        if trainer.step % 5 == 0:
-            _write(curve, record)
-        if time.monotonic() - last > 60 * check_minutes:
-            trainer.save(checkpoint)
-            _write(curve, trainer.check())
-            last = time.monotonic()
-    trainer.save(checkpoint)
-    _write(curve, trainer.check())
-
-
-def _write(curve: TextIO, record: dict) -> None:
-    curve.write(json.dumps(record) + "\n")
-    curve.flush()
-    log.info("%s", json.dumps(record))
 
 
 if __name__ == "__main__":

@@ -50,6 +50,11 @@ class Trainer:
         self.step = self.questions = 0
         self.seconds = 0.0
 
+    @property
+    def done(self) -> bool:
+        """True when the schedule is over."""
+        return self.step >= self.steps
+
     def compile(self) -> None:
         """Fuse each layer by `torch.compile`, which leaves weights and their names alone."""
         for layer in self.decoder.layers:
