@@ -147,7 +147,8 @@ def test_odd_answers_raise_nothing_and_are_read_quickly(name: str) -> None:
     start = time.process_time()
     for answer in ODD:
         assert 0 <= METRICS.get(name).score(answer, gold_of(name), item_id="1").value <= 1
-    assert time.process_time() - start < 5
+    # well below a second; what grows with the square of the length takes minutes
+    assert time.process_time() - start < 60
 
 
 @pytest.mark.parametrize("name", list(METRICS))
