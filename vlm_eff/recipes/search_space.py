@@ -96,15 +96,17 @@ class Space:
         return made
 
     def starts(self) -> list[dict[str, Any]]:
-        """Every method by itself, as near to its own schedule as the space has it: where a search begins."""
-        tokens = [self._start(name) for name in (*self.entries, *self.decoders)] if self.tokens is not None else [{}]
+        """Every method by itself, as near to its own schedule as the space has it: where a search begins.
+
+        Where both kinds are searched, each method stands beside the first one of the other kind: in a pair of two
+        strangers nobody would see which of them spoils it.
+        """
+        tokens = [self._start(name) for name in (*self.decoders, *self.entries)] if self.tokens is not None else [{}]
         if self.cache is None:
             return tokens
-        caches: list[dict[str, Any]] = [{"cache": "evict", "evict": name, "cache_fill": 1.0} for name in self.evictors]
-        caches += [{"cache": "bits", "bits": name} for name in self.formats]
-        # both lists once through, side by side: every pair would be a search of its own
-        count = max(len(tokens), len(caches))
-        return [tokens[i % len(tokens)] | caches[i % len(caches)] for i in range(count)]
+        caches: list[dict[str, Any]] = [{"cache": "bits", "bits": name} for name in self.formats]
+        caches += [{"cache": "evict", "evict": name, "cache_fill": 1.0} for name in self.evictors]
+        return [*(one | caches[0] for one in tokens), *(tokens[0] | one for one in caches[1:])]
 
     def plugins(self, params: Mapping[str, Any]) -> tuple[Plugin, ...]:
         """The plugins of a candidate.
