@@ -41,9 +41,9 @@ _BATCH = 32
 _PAIRED = ("divprune", "pyramiddrop")
 
 
-def scenes(split: str, count: int) -> Task:
+def scenes(split: str, count: int, first: int = 0) -> Task:
     """Questions of a split without those that the model cannot answer."""
-    task = load_task("scenes", None, split=split, scenes=count)
+    task = load_task("scenes", None, split=split, scenes=count, first=first)
     return replace(task, items=tuple(item for item in task.items if item.groups["family"] != _CHANCE))
 
 
@@ -90,7 +90,9 @@ def main() -> None:
     options.add_argument("--budget", default="flops=0.25")
     options.add_argument("--trials", type=int, default=40)
     options.add_argument("--calibration", type=int, default=96)
+    options.add_argument("--runoff", type=int, default=300)
     options.add_argument("--items", type=int, default=300)
+    options.add_argument("--first", type=int, default=0, help="number of the first scene of the comparison")
     options.add_argument("--journal", type=Path)
     options.add_argument("--output", type=Path, default=RESULTS / "tuned_bundled.json")
     wanted = options.parse_args()
@@ -100,6 +102,7 @@ def main() -> None:
         parse_budget(wanted.budget),
         trials=wanted.trials,
         calibration=wanted.calibration,
+        runoff=wanted.runoff,
         validation=wanted.calibration,
         batch_size=_BATCH,
     )
@@ -107,8 +110,9 @@ def main() -> None:
     def watch(asked: int, trials: int, best: float) -> None:
         say(f"{asked}/{trials} best {best:.4f}")
 
-    tuned = tune(subject, scenes("validation", 40), settings, journal=wanted.journal, watch=watch)
-    test = scenes("test", wanted.items // 6)
+    enough = scenes("validation", (2 * wanted.calibration + wanted.runoff) // 5)
+    tuned = tune(subject, enough, settings, journal=wanted.journal, watch=watch)
+    test = scenes("test", wanted.items // 6, wanted.first)
     items = test.items[: wanted.items]
     questions = Questions(subject, test, items, _BATCH, cut=settings.budget.kv is not None)
     probe = Probe(subject, questions.first(), with_cache=settings.budget.kv is not None)

@@ -31,6 +31,8 @@ class TuneOptions:
     output: Path
     trials: int
     calibration: int
+    runoff: int
+    finalists: int
     validation: int
     batch_size: int
     pairs: int
@@ -53,6 +55,8 @@ def tune_model(options: TuneOptions) -> None:
         parse_drop(options.max_drop),
         options.trials,
         options.calibration,
+        options.runoff,
+        options.finalists,
         options.validation,
         options.batch_size,
         options.seed,

@@ -22,6 +22,8 @@ def tune_command(
     ] = None,
     trials: Annotated[int, typer.Option(min=1, help="Candidates that are asked.")] = 40,
     calibration: Annotated[int, typer.Option(min=1, help="Items that are searched on.")] = 100,
+    runoff: Annotated[int, typer.Option(min=0, help="Other items, to choose among the best; 0 for none.")] = 200,
+    finalists: Annotated[int, typer.Option(min=1, help="Candidates in the run-off.")] = 8,
     validation: Annotated[int, typer.Option(min=1, help="Other items, that the result is judged by.")] = 200,
     batch_size: Annotated[int, typer.Option(min=1, help="Items a batch.")] = 32,
     pairs: Annotated[int, typer.Option(min=0, help="Timed pairs of the first token; 0 times nothing.")] = 20,
@@ -45,7 +47,7 @@ def tune_command(
     assert output is not None  # asked for above
     tune_model(
         TuneOptions(
-            task, data, budget, max_drop, output, trials, calibration, validation, batch_size, pairs, seed, model,
-            dtype, device, attn, json,
+            task, data, budget, max_drop, output, trials, calibration, runoff, finalists, validation, batch_size, pairs,
+            seed, model, dtype, device, attn, json,
         )
     )  # fmt: skip

@@ -26,17 +26,36 @@ from vlm_eff.eval.tuning.tune import TuneSettings, split_items, tune
 from vlm_eff.recipes.preset import save_preset
 
 METHODS = {"entries": ("divprune",), "decoders": ("fastv",), "evictors": ("snapkv",), "formats": ("kivi:bits=8",)}
-SETTINGS = TuneSettings(Budget(flops=0.6, kv=0.4), 1.0, trials=4, calibration=4, validation=4, batch_size=4, pairs=0)
+SETTINGS = TuneSettings(
+    Budget(flops=0.6, kv=0.4), 1.0, trials=4, calibration=3, runoff=3, validation=3, batch_size=4, pairs=0
+)
 
 
 def test_parts_share_no_picture_and_no_item_is_left_out_of_its_cluster(task: Task) -> None:
     for seed in range(4):
-        calibration, validation = split_items(task, 4, 4, seed)
-        assert len(calibration) == len(validation) == 6
-        assert not {item.cluster for item in calibration} & {item.cluster for item in validation}
-    assert split_items(task, 4, 4, 0) == split_items(task, 4, 4, 0)
-    with pytest.raises(InputError, match="12 items of 4 pictures"):
-        split_items(task, 9, 4)
+        parts = split_items(task, (2, 0, 4), seed)
+        assert [len(part) for part in parts] == [3, 0, 6]
+        assert len({item.cluster for part in parts for item in part}) == 3
+    assert split_items(task, (4, 4), 0) == split_items(task, (4, 4), 0)
+    with pytest.raises(InputError, match=r"12 items of 4 pictures or videos for 9 \+ 4"):
+        split_items(task, (9, 4))
+
+
+def test_the_run_off_chooses_among_the_finalists(subject: Subject, task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = replace(SETTINGS, calibration=6, finalists=2)
+    first = tune(subject, task, replace(settings, runoff=0, validation=3), methods=METHODS)
+    real = Questions.loyalty
+
+    def turned(questions: Questions, plugins: Any) -> float:
+        value = real(questions, plugins)
+        # three items are those of the run-off or of the validation: there the search's best is the worst
+        few = sum(len(batch.items) for batch in questions._batches) == 3
+        return value - (few and [*map(to_dict, plugins)] == [*map(to_dict, first.best.plugins)])
+
+    monkeypatch.setattr(Questions, "loyalty", turned)
+    second = tune(subject, task, settings, methods=METHODS)
+    assert second.best != first.best and second.best.loyalty <= first.best.loyalty
+    assert tune(subject, task, replace(settings, finalists=1), methods=METHODS).best == first.best
 
 
 def test_a_tiny_model_is_tuned_the_same_twice_and_the_preset_attaches(
@@ -46,7 +65,7 @@ def test_a_tiny_model_is_tuned_the_same_twice_and_the_preset_attaches(
     assert tuned.best == tune(subject, task, SETTINGS, methods=METHODS).best
     assert tuned.asked == 4 and not any(excess > 0 for excess in tuned.best.costs.over(SETTINGS.budget).values())
     about = json.loads(json.dumps(tuned.about()))
-    assert about["validation"]["n"] == 6 and about["packages"]
+    assert about["validation"]["n"] == 3 and about["packages"]
     assert about["settings"]["budget"] == {"flops": 0.6, "kv": 0.4}
     path = save_preset(tmp_path / "tuned.json", tuned.preset())
     recipe = vlm_eff.plugin(str(path))
@@ -103,7 +122,7 @@ def test_the_command_writes_a_preset_or_says_why_not(
     monkeypatch.setattr(command, "tune", lambda *a, **k: tune(*a, methods=METHODS, **k))
 
     def call(output: str, *more: str) -> Any:
-        sizes = ["--trials", "2", "--calibration", "3", "--validation", "3", "--pairs", "0"]
+        sizes = ["--trials", "2", "--calibration", "3", "--runoff", "3", "--validation", "3", "--pairs", "0"]
         asked = ["tune", "--task", "shapes", "--budget", "flops=0.6", "--output", str(tmp_path / output)]
         return CliRunner().invoke(app, [*asked, *sizes, *more])
 

@@ -33,7 +33,9 @@ class TuneSettings:
     """How a tuning is done.
 
     max_drop: largest loss of accuracy on the held-out items, in points from 0 to 1
-    trials:   candidates asked; calibration, validation: items of each part, whole clusters, about as many
+    trials:   candidates asked; calibration, runoff, validation: items of each part, whole clusters, about as many
+    finalists: best candidates of the search, among which the items of the run-off choose: the best of many on few items
+              is lucky as well. No run-off with `runoff` 0
     pairs:    timed pairs of the first token with what was found; 0 times nothing
     """
 
@@ -41,6 +43,8 @@ class TuneSettings:
     max_drop: float = 0.01
     trials: int = 40
     calibration: int = 100
+    runoff: int = 200
+    finalists: int = 8
     validation: int = 200
     batch_size: int = 32
     seed: int = 0
@@ -49,9 +53,11 @@ class TuneSettings:
     def __post_init__(self) -> None:
         if not 0 <= self.max_drop <= 1:
             raise ConfigError(explain(f"max_drop={self.max_drop:g}", "from 0 to 1", "Give a share such as 1%"))
-        if self.calibration < 1 or self.validation < 1:
-            got = f"calibration={self.calibration}, validation={self.validation}"
-            raise ConfigError(explain(got, "1 item or more each", "Give more items"))
+        if self.calibration < 1 or self.validation < 1 or self.runoff < 0:
+            got = f"calibration={self.calibration}, runoff={self.runoff}, validation={self.validation}"
+            raise ConfigError(explain(got, "1 item or more each; of the run-off 0 for none", "Give more items"))
+        if self.finalists < 1:
+            raise ConfigError(explain(f"finalists={self.finalists}", "1 or more", "Let more candidates run off"))
 
 
 @dataclass(frozen=True)
@@ -156,7 +162,8 @@ def tune(
         ConfigError: settings that cannot be. CapabilityError: Optuna or scipy is not installed.
     """
     task.require_gold()
-    calibration, validation = split_items(task, settings.calibration, settings.validation, settings.seed)
+    sizes = (settings.calibration, settings.runoff, settings.validation)
+    calibration, runoff, validation = split_items(task, sizes, settings.seed)
     budget, cut = settings.budget, settings.budget.kv is not None
     questions = Questions(subject, task, calibration, settings.batch_size, cut=cut)
     probe = Probe(subject, questions.first(), with_cache=cut)
@@ -174,6 +181,10 @@ def tune(
         watch=watch,
     )
     best = found.best
+    if runoff:
+        more = Questions(subject, task, runoff, settings.batch_size, cut=cut)
+        # of equals the one that was better in the search
+        best = max(found.candidates[: settings.finalists], key=lambda one: more.loyalty(one.plugins))
     held_out = Questions(subject, task, validation, settings.batch_size, cut=cut)
     times = None
     if settings.pairs:
@@ -226,27 +237,28 @@ def judge(questions: Questions, items: Sequence[Item], candidate: Candidate, see
     )
 
 
-def split_items(
-    task: Task, calibration: int, validation: int, seed: int = 0
-) -> tuple[tuple[Item, ...], tuple[Item, ...]]:
-    """Items to search on and items to judge by: no picture or video is in both.
+def split_items(task: Task, sizes: Sequence[int], seed: int = 0) -> tuple[tuple[Item, ...], ...]:
+    """Items of each part, such as those to search on and those to judge by: no picture or video is in two.
 
+    sizes: items of each part, or a few more, because clusters stay whole; 0 leaves a part empty
     Clusters are taken in an order drawn from the seed until there are as many items as were asked for.
 
     Raises:
-        InputError: not enough items for both.
+        InputError: not enough items for all.
     """
     clusters: dict[str, list[Item]] = {}
     for item in task.items:
         clusters.setdefault(item.cluster or item.id, []).append(item)
-    drawn = sorted(clusters, key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest())
-    parts: tuple[list[Item], list[Item]] = ([], [])
-    for name in drawn:
-        # what one of the two needs first, and nothing of a cluster goes to the other
-        part = parts[0] if len(parts[0]) < calibration else parts[1]
-        if len(parts[1]) < validation or part is parts[0]:
-            part.extend(clusters[name])
-    if len(parts[0]) < calibration or len(parts[1]) < validation:
-        got = f"{len(task.items)} items of {len(clusters)} pictures or videos for {calibration} + {validation}"
-        raise InputError(explain(got, "as many items as both parts need", "Ask for fewer, or give more data"))
-    return tuple(parts[0]), tuple(parts[1])
+    drawn = iter(sorted(clusters, key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest()))
+    parts: list[tuple[Item, ...]] = []
+    for size in sizes:
+        part: list[Item] = []
+        while len(part) < size:
+            name = next(drawn, None)
+            if name is None:
+                wanted = " + ".join(map(str, sizes))
+                got = f"{len(task.items)} items of {len(clusters)} pictures or videos for {wanted}"
+                raise InputError(explain(got, "as many items as all parts need", "Ask for fewer, or give more data"))
+            part += clusters[name]
+        parts.append(tuple(part))
+    return tuple(parts)
