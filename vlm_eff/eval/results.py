@@ -38,7 +38,7 @@ def summary_table(record: Record) -> str:
         f"{record.config['layers']} layers (n_eq); in italics the baselines that look at nothing; "
         "*downsize* shows pictures with that share of their pixels; this model has one resolution and spends all "
         "tokens on them. "
-        f'"locate": questions where something is. "-": the method cannot reach the budget on a decoder this shallow. '
+        f'"locate": questions where something is. {_unreached(record)}'
         f"{_counts(record)} {_conditions(record)}"
     )
     return "\n".join([*lines, "", note])
@@ -127,10 +127,15 @@ def _counts(record: Record) -> str:
     return f"N = {scenes} questions about held-out scenes, {easy} easy-VQA test questions."
 
 
+def _unreached(record: Record) -> str:
+    there = record.result["unreachable"]
+    return '"-": the method cannot reach the budget on a decoder this shallow. ' if there else ""
+
+
 def _conditions(record: Record) -> str:
     dtype, packages = record.config["settings"]["dtype"], record.packages
     return (
-        f"{record.model.capitalize()}, {dtype}, {record.device}, torch {packages['torch']}, "
+        f"Model: {record.model}, {dtype}, {record.device}, torch {packages['torch']}, "
         f"transformers {packages['transformers']}, {record.date}."
     )
 
