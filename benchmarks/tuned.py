@@ -28,7 +28,7 @@ from vlm_eff.eval.stats.paired import DIFFERENCES
 from vlm_eff.eval.subject import Subject
 from vlm_eff.eval.tasks import Task, load_task
 from vlm_eff.eval.token_methods import budget_methods
-from vlm_eff.eval.tuning.budget import Probe, parse_budget
+from vlm_eff.eval.tuning.budget import Budget, Probe, parse_budget
 from vlm_eff.eval.tuning.questions import Answered, Questions
 from vlm_eff.eval.tuning.tune import Tuned, TuneSettings, tune
 from vlm_eff.models.adapter import adapter_for
@@ -63,15 +63,22 @@ def untuned(subject: Subject, probe: Probe, tuned: Tuned) -> tuple[dict[str, tup
             made[method] = (reach(method, alone * visual, Sizes(visual, layers)),)
             if kv is not None and method in _PAIRED:
                 tokens = reach(method, share * visual, Sizes(visual, layers))
-                for cache in (f"snapkv:keep_ratio={kv},window=4", "kivi:bits=8,residual=32", "kivi:bits=4,residual=32"):
+                for cache in (
+                    f"snapkv:keep_ratio={kv},window=4",
+                    "kivi:bits=8,residual=32",
+                    "kivi:bits=4,residual=32",
+                    "kivi:bits=2,residual=32",
+                ):
                     made[f"{method} + {cache}"] = (tokens, vlm_eff.plugin(cache))
         except ConfigError as error:
             missing[method] = str(error)
     return made, missing
 
 
-def row(label: str, plugins: tuple[Plugin, ...], made: Answered, best: Answered, codes: Any) -> dict[str, Any]:
-    """One arm: its accuracy and costs, and by how much the preset is above it, in pairs."""
+def row(
+    label: str, plugins: tuple[Plugin, ...], made: Answered, best: Answered, codes: Any, budget: Budget
+) -> dict[str, Any]:
+    """One arm: accuracy, costs, what of the budget it exceeds, and by how much the preset is above it, in pairs."""
     assert made.costs is not None
     change = np.array([best.scores[one] - made.scores[one] for one in made.scores])
     ahead = cluster_interval(change, codes, limits=DIFFERENCES)
@@ -80,6 +87,7 @@ def row(label: str, plugins: tuple[Plugin, ...], made: Answered, best: Answered,
         "plugins": [to_dict(plugin) for plugin in plugins],
         "accuracy": made.accuracy,
         "costs": made.costs.to_dict(),
+        "over": {name: excess for name, excess in made.costs.over(budget).items() if excess > 0},
         "preset_minus_this": [ahead.value, ahead.low, ahead.high],
     }
 
@@ -125,7 +133,7 @@ def main() -> None:
     rows = []
     for name, plugins in singles.items():
         say(name)
-        rows.append(row(name, plugins, questions.answer(plugins), best, codes))
+        rows.append(row(name, plugins, questions.answer(plugins), best, codes, settings.budget))
     rows.sort(key=lambda one: -one["accuracy"])
     record = Record(
         task="scenes: a tuned preset against untuned methods at the same cost",

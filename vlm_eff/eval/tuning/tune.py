@@ -183,8 +183,7 @@ def tune(
     best = found.best
     if runoff:
         more = Questions(subject, task, runoff, settings.batch_size, cut=cut)
-        # of equals the one that was better in the search
-        best = max(found.candidates[: settings.finalists], key=lambda one: more.loyalty(one.plugins))
+        best = max(found.candidates[: settings.finalists], key=lambda one: _worth(more, one))
     held_out = Questions(subject, task, validation, settings.batch_size, cut=cut)
     times = None
     if settings.pairs:
@@ -203,6 +202,11 @@ def tune(
         first_token=times,
         device=describe_device(subject.device),
     )
+
+
+def _worth(questions: Questions, candidate: Candidate) -> tuple[float, float]:
+    """Right answers first, which is what a user asks for; probabilities tell those apart that have as many."""
+    return questions.answer(candidate.plugins).accuracy, questions.loyalty(candidate.plugins)
 
 
 def space_for(
