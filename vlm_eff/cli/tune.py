@@ -126,7 +126,7 @@ def _cells(judged: Judged) -> list[str]:
 
 
 def _close(tuned: Tuned, output: Path) -> None:
-    """Say what became of it, and leave with 1 where the answers were not kept."""
+    """Say what became of it, and leave with 1 where the answers were not kept, or a limit was not."""
     say(
         f"{tuned.asked} candidates asked, {tuned.refused} refused before any answer: over budget, or not to be attached"
     )
@@ -138,6 +138,8 @@ def _close(tuned: Tuned, output: Path) -> None:
         say(f"the budget of {name} is missed: measured {value:.3f}; give a smaller budget and tune again")
     if tuned.keeps:
         say(f'wrote {output}: attach(model, vlm_eff.plugin("{output}")), or --plugin {output}')
+        if tuned.missed:
+            raise typer.Exit(1)
         return
     loss = -tuned.validation.delta.value
     say(

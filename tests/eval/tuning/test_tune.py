@@ -130,6 +130,10 @@ def test_the_command_writes_a_preset_or_says_why_not(
     assert made.exit_code == 0, made.output
     assert json.loads(made.stdout)["keeps"] and vlm_eff.plugin(str(tmp_path / "tuned.json")).name == "tuned"
     assert (tmp_path / "tuned.study.jsonl").exists()
+    with monkeypatch.context() as late:
+        late.setattr(command.Tuned, "missed", {"ttft": 1.2})
+        slow = call("slow.json")
+    assert slow.exit_code == 1 and "budget of ttft is missed" in slow.stderr and (tmp_path / "slow.json").exists()
     monkeypatch.setattr(command.Tuned, "keeps", False)
     refused = call("other.json")
     assert refused.exit_code == 1 and "nothing written" in refused.stderr and not (tmp_path / "other.json").exists()
