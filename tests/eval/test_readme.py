@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from vlm_eff.core.errors import StateError
 from vlm_eff.eval import readme, results, timings
 from vlm_eff.eval.record import Record
+from vlm_eff.eval.tuning_table import tuning_table
 
 TEXT = """# Title
 <!-- example:begin -->
@@ -43,6 +44,7 @@ def small_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("CACHE_PAGE", "kvcache.md"),
         ("KERNELS_PAGE", "kernels.md"),
         ("DIFFUSION_PAGE", "diffusion.md"),
+        ("TUNING_PAGE", "tuning.md"),
     ):
         parts = readme.pages()[getattr(readme, constant)]
         page = tmp_path / name
@@ -125,6 +127,22 @@ def test_tables_show_the_record() -> None:
     more = replace(record, result=result | {"rows": [*rows, own]})
     assert results.summary_table(more) == results.summary_table(record)
     assert results.results_page(more).split("### At their own count")[1].count("| `atp` |") == 1
+
+
+def test_the_tuning_table_leaves_out_what_exceeds_the_budget() -> None:
+    def arm(label: str, accuracy: float, over: dict[str, float]) -> dict[str, Any]:
+        return {"label": label, "accuracy": accuracy, "over": over, "preset_minus_this": [0.05, -0.01, 0.1]}
+
+    rows = [
+        arm("best", 0.95, {"kv": 0.1}),
+        arm("good", 0.9, {}),
+        arm("a + b", 0.92, {}),
+        arm("c + d", 0.97, {"kv": 0.1}),
+    ]
+    config = {"tuned": {"settings": {"budget": {"flops": None, "kv": 0.25}}}}
+    result = {"bare": 0.98, "preset": {"accuracy": 0.95, "costs": {"flops": 0.5, "kv": 0.2}}, "untuned": rows}
+    table = tuning_table([Record("tuning", "1", "model", config, "2-core CPU", 300, result)])
+    assert "| kv 0.25 | 300 | 98.0 | 95.0 | 0.50, 0.20 | `good` 90.0 | +5.0 [-1.0, +10.0] | `a + b` 92.0 |" in table
 
 
 def test_a_method_that_loses_to_a_blind_baseline_is_named() -> None:

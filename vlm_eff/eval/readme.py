@@ -25,12 +25,14 @@ from vlm_eff.eval.loading import quiet_libraries
 from vlm_eff.eval.record import read_record
 from vlm_eff.eval.results import results_page, summary_table
 from vlm_eff.eval.timings import features_table, overhead_table, speed_table, towers_table
+from vlm_eff.eval.tuning_table import tuning_table
 from vlm_eff.models.adapter import FAMILIES
 
 ROOT = Path(vlm_eff.__file__).resolve().parents[1]
 # written by `vlm-eff eval`, see `make bench`
 RECORD = Path("benchmarks/results/bundled_vlm.json")
 SMOL_RECORD = Path("benchmarks/results/smol_vlm.json")
+TUNING_RECORDS = tuple(Path(f"benchmarks/results/tuned_{name}bundled.json") for name in ("tokens_", "", "eighth_"))
 SPEED_RECORD = Path("benchmarks/results/prefill.json")
 OVERHEAD_RECORD = Path("benchmarks/results/overhead.json")
 TOWERS_RECORD = Path("benchmarks/results/towers.json")
@@ -47,6 +49,10 @@ METHODS_PAGE = ROOT / "docs" / "methods.md"
 CACHE_PAGE = ROOT / "docs" / "kvcache.md"
 KERNELS_PAGE = ROOT / "docs" / "kernels.md"
 DIFFUSION_PAGE = ROOT / "docs" / "diffusion.md"
+TUNING_PAGE = ROOT / "docs" / "tuning.md"
+
+
+_MISSING = "Not measured yet: `make bench`."
 
 
 def pages() -> dict[Path, tuple[str, ...]]:
@@ -57,6 +63,7 @@ def pages() -> dict[Path, tuple[str, ...]]:
         CACHE_PAGE: ("kv_memory", "kv_quality"),
         KERNELS_PAGE: ("bounds", "processor", "patterns"),
         DIFFUSION_PAGE: ("diffusion_unet", "diffusion_dit", "diffusion_time"),
+        TUNING_PAGE: ("tuning",),
     }
 
 
@@ -80,6 +87,9 @@ def _part(name: str, text: str) -> str:
         return method_table()
     if name == "bounds":
         return bounds_table()
+    if name == "tuning":
+        there = [path for path in TUNING_RECORDS if (ROOT / path).is_file()]
+        return tuning_table([read_record(ROOT / path) for path in there]) if there else _MISSING
     path, show = {
         "results": (RECORD, summary_table),
         "families": (RECORD, results_page),
@@ -100,7 +110,7 @@ def _part(name: str, text: str) -> str:
         "diffusion_time": (DENOISING_TIME_RECORD, denoising_time_table),
     }[name]
     record = ROOT / path
-    return show(read_record(record)) if record.is_file() else "Not measured yet: `make bench`."
+    return show(read_record(record)) if record.is_file() else _MISSING
 
 
 def example_output(text: str) -> str:
