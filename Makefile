@@ -39,6 +39,9 @@ bench: $(VENV)/.bench
 	  --plugin zipvl_attention --batch-size 64 --pairs 30 --device cpu --record benchmarks/results/bundled_vlm.json
 	@set -e; for name in prefill overhead towers features registers kv_memory kv_quality kernels_cpu sparse_prefill diffusion_time; do \
 	  echo "== benchmarks/$$name.py"; OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/$$name.py; done
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/tuned.py --budget ttft=0.5,kv=0.25 --items 500 --first 3000
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/tuned.py --budget ttft=0.5,kv=0.125 --items 500 --first 2000 \
+	  --output benchmarks/results/tuned_eighth_bundled.json
 	@set -e; for name in small-unet small-dit; do \
 	  OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 PYTHONPATH=out/peers $(BIN)/python benchmarks/diffusion_quality.py --model $$name; done
 
