@@ -30,6 +30,7 @@ def test_eval_asks_prints_and_writes(model_folder: Path, tmp_path: Path) -> None
         ((), 2, "--task"),
         (TASK, 2, "--output"),
         ((*TASK, "--output", "{out}", "--pairs", "2"), 2, "--pairs 2"),
+        ((*TASK, "--task", "scenes:split=validation", "--output", "{out}"), 2, "scenes twice"),
         (("--task", "scene", "--output", "{out}"), 2, "scenes"),
         ((*TASK, "--output", "{out}", "--share", "0.5"), 2, "--method"),
         ((*TASK, "--output", "{out}", "--plugin", "fastvv"), 2, "fastv"),

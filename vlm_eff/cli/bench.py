@@ -10,7 +10,7 @@ from rich.table import Table
 
 import vlm_eff
 from vlm_eff.cli.output import print_json, print_table, say
-from vlm_eff.cli.run import plugins_of, refuse_repeated
+from vlm_eff.cli.run import together_of
 from vlm_eff.core.errors import ConfigError, explain
 from vlm_eff.core.files import check_place
 from vlm_eff.core.plugin import Plugin
@@ -78,10 +78,9 @@ def arms_of(specs: list[str]) -> dict[str, tuple[Plugin, ...]]:
     """
     if not specs:
         raise ConfigError(explain("no --plugin", "one or more", "Name what to measure, such as --plugin fastv"))
-    refuse_repeated(specs)
     if BARE in specs:
         raise ConfigError(explain(f"--plugin {BARE}", "a method", "Leave it out: the bare model is always measured"))
-    return {spec: tuple(plugins_of(spec.split(" + ")).values()) for spec in specs}
+    return together_of(specs)
 
 
 def numbers(name: str, text: str) -> list[int]:

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rich.progress import Progress
 
-import vlm_eff
 from vlm_eff.cli.compare_runs import print_compared
 from vlm_eff.cli.output import print_json, print_text, say, stderr
-from vlm_eff.cli.run import refuse_repeated
+from vlm_eff.cli.run import together_of
 from vlm_eff.core.config import parse_spec
 from vlm_eff.core.errors import ConfigError, explain
 from vlm_eff.core.files import check_place, make_folder, write_file
-from vlm_eff.core.plugin import Plugin
 from vlm_eff.eval.loading import load_subject, quiet_libraries
 from vlm_eff.eval.runs.arms import Arm
 from vlm_eff.eval.runs.run import RunSettings, owner_of
@@ -59,6 +57,11 @@ def evaluate(options: EvalOptions) -> None:
         given = "--method without --share" if options.methods else "--share without --method"
         raise ConfigError(explain(given, "both or none", "Say which methods, and at which shares of the tokens"))
     asked = [_asked(spec, options) for spec in options.tasks]
+    names = [one.task.name for one in asked]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        accepted = "each task once: its runs have one folder"
+        raise ConfigError(explain(f"--task {twice} twice", accepted, "Ask the other split into another --output"))
     make_folder(options.output)
     if options.record is not None:
         check_place(options.record)
@@ -97,19 +100,9 @@ def evaluate(options: EvalOptions) -> None:
         say(f"not asked: {label}: {reason}")
 
 
-def arms_of(specs: Sequence[str]) -> list[Arm]:
-    """One arm a spec; one with " + " holds several plugins that are attached together.
-
-    Raises:
-        ConfigError: a spec that stands twice, or that cannot be read.
-    """
-    refuse_repeated(list(specs))
-    vlm_eff.methods()
-    made = []
-    for spec in specs:
-        plugins: list[Plugin] = [vlm_eff.plugin(one.strip()) for one in spec.split(" + ")]
-        made.append(Arm(spec, tuple(plugins), parse_spec(spec.split(" + ")[0])[0]))
-    return made
+def arms_of(specs: list[str]) -> list[Arm]:
+    """One arm a spec; see `together_of`."""
+    return [Arm(spec, plugins, plugins[0].name) for spec, plugins in together_of(specs).items()]
 
 
 def _asked(spec: str, options: EvalOptions) -> Asked:

@@ -8,9 +8,8 @@ from pathlib import Path
 from rich.table import Table
 
 from vlm_eff.cli.output import print_json, print_table, progress
-from vlm_eff.cli.run import plugins_of, refuse_repeated
+from vlm_eff.cli.run import together_of
 from vlm_eff.core.files import check_place, write_file
-from vlm_eff.core.plugin import Plugin
 from vlm_eff.eval.kv_meter import Result, kv_meter
 from vlm_eff.eval.kv_plot import plot_errors
 from vlm_eff.eval.loading import load_subject, quiet_libraries
@@ -35,8 +34,7 @@ class MeterOptions:
 
 def measure_cache(options: MeterOptions) -> None:
     """Measure every `--plugin` by itself; one with " + " holds several that compress one after the other."""
-    refuse_repeated(options.plugins)
-    plugins = {spec: _together(spec) for spec in options.plugins}
+    plugins = together_of(options.plugins)
     images = [open_image(path) for path in options.images]
     if options.plot is not None:
         check_place(options.plot)
@@ -76,7 +74,3 @@ def meter_table(found: Result) -> Table:
             " ".join(f"{error:.2f}" for error in policy.error),
         )
     return table
-
-
-def _together(spec: str) -> tuple[Plugin, ...]:
-    return tuple(plugins_of(spec.split(" + ")).values())

@@ -137,6 +137,16 @@ def plugins_of(specs: list[str]) -> dict[str, Plugin]:
     return {spec: vlm_eff.plugin(spec) for spec in specs}
 
 
+def together_of(specs: list[str]) -> dict[str, tuple[Plugin, ...]]:
+    """Plugins that are attached together, by the spec that names them; one with " + " holds several.
+
+    Raises:
+        ConfigError: a spec that stands twice, or that cannot be read.
+    """
+    refuse_repeated(specs)
+    return {spec: tuple(plugins_of([one.strip() for one in spec.split(" + ")]).values()) for spec in specs}
+
+
 def refuse_repeated(specs: list[str]) -> None:
     """Raise `ConfigError` when a spec stands twice."""
     repeated = {spec for spec in specs if specs.count(spec) > 1}

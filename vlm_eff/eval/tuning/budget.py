@@ -11,6 +11,7 @@ import torch
 from vlm_eff.core.errors import ConfigError, explain
 from vlm_eff.core.handle import Handle
 from vlm_eff.core.plugin import Plugin
+from vlm_eff.eval.costs.prompt import prompt_costs
 from vlm_eff.eval.subject import Subject
 from vlm_eff.models.attach import attach
 from vlm_eff.tokens import uniform_grid
@@ -132,11 +133,5 @@ class Probe:
 
 def costs_of(handle: Handle) -> Costs:
     """Costs of the last prompt that a handle saw, and of the cache behind it."""
-    stats = handle.stats()
-    report = stats.last
-    assert report is not None  # a question without a picture is refused before
-    stored, bare = stats.kv_bytes, stats.kv_bytes_bare
-    if not bare:
-        stored, bare = report.kv_bytes, report.kv_bytes_bare
-    visual = max(report.visual_tokens, 1e-9)
-    return Costs(report.n_eq / visual, report.flops / report.flops_bare, stored / bare)
+    found = prompt_costs(handle.stats())
+    return Costs(found["n_eq"] / max(found["visual_tokens"], 1e-9), found["flops_ratio"], found["kv_bytes_ratio"])
