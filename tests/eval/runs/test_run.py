@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.eval.runs.pictures import picture
-from vlm_eff.core.errors import ConfigError, InputError
+from vlm_eff.core.errors import CapabilityError, ConfigError, InputError
 from vlm_eff.core.plugin import Plugin
 from vlm_eff.eval.runs import asking
 from vlm_eff.eval.runs import run as running
@@ -17,7 +17,7 @@ from vlm_eff.eval.runs.plan import Shard, batches, limited
 from vlm_eff.eval.runs.run import RunSettings, owner_of, run_task
 from vlm_eff.eval.subject import Subject
 from vlm_eff.eval.tasks.item import Footage, Task
-from vlm_eff.tokens import random_drop, uniform_grid
+from vlm_eff.tokens import fastv, random_drop, uniform_grid
 from vlm_eff.tokens.reducer import TokenReducer
 from vlm_eff.video import Sampling
 
@@ -119,6 +119,9 @@ def test_another_run_in_the_folder_is_refused(subject: Subject, task: Task, tmp_
     with pytest.raises(InputError, match=r"task\.digest"):
         changed = replace(task, items=(replace(task.items[0], gold={"answer": "square"}), *task.items[1:]))
         run_task(subject, changed, FEW, folder, settings=SETTINGS)
+    with pytest.raises(CapabilityError, match="layer 99"):
+        run_task(subject, task, (fastv(layer=99),), tmp_path / "refused", settings=SETTINGS)
+    assert not (tmp_path / "refused").exists()
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file.txt").write_text("mine")
     with pytest.raises(InputError, match="holds other files"):

@@ -18,7 +18,6 @@ import torch
 
 from vlm_eff.core.config import to_dict
 from vlm_eff.core.errors import ConfigError, InputError, explain
-from vlm_eff.core.files import make_folder
 from vlm_eff.core.handle import Handle
 from vlm_eff.core.plugin import Plugin
 from vlm_eff.eval.metrics import METRICS, Score
@@ -87,26 +86,27 @@ def run_task(
     _check_gold(task)
     task = limited(task, settings.limit, whole=task.whole)
     header = _header(subject, task, plugins, specs, settings)
-    _open(folder, header, part)
-    done = read_run(folder).samples
+    _agree(folder, header, part)
+    done = read_run(folder).samples if (folder / HEADER).exists() else {}
     mine = [batch for batch in batches(task.items, settings.batch_size) if part.owns(batch)]
     left = [batch for batch in mine if any(item.id not in done for item in batch)]
     if not left:
+        _begin(folder, header, part)
         return read_run(folder)
     total, finished = sum(map(len, mine)), sum(item.id in done for batch in mine for item in batch)
     name = SAMPLES if part.count == 1 else f"samples-{part.rank}.jsonl"
-    with (
-        SampleWriter(folder / name) as writer,
-        attach(subject.model, *plugins) if plugins else nullcontext() as handle,
-    ):
-        for batch in left:
-            # the whole batch again, though some of it has lines: padding is part of what decides the last bits
-            made = _asked(subject, task, batch, handle, header.settings)
-            new = [sample for sample in made if sample.id not in done]
-            writer.add(new)
-            finished += len(new)
-            if watch is not None:
-                watch(finished, total)
+    # what cannot be attached leaves no folder behind
+    with attach(subject.model, *plugins) if plugins else nullcontext() as handle:
+        _begin(folder, header, part)
+        with SampleWriter(folder / name) as writer:
+            for batch in left:
+                # the whole batch again, though some of it has lines: padding is part of what decides the last bits
+                made = _asked(subject, task, batch, handle, header.settings)
+                new = [sample for sample in made if sample.id not in done]
+                writer.add(new)
+                finished += len(new)
+                if watch is not None:
+                    watch(finished, total)
     return read_run(folder)
 
 
@@ -190,15 +190,19 @@ def _header(
 _FREE = {"date", "specs"}
 
 
-def _open(folder: Path, header: Header, shard: Shard) -> None:
-    """Begin a run, or check that the one in the folder is the same."""
-    make_folder(folder)
+def _begin(folder: Path, header: Header, shard: Shard) -> None:
+    """Write the header, or check the one that another process wrote meanwhile."""
+    if not write_header(folder, header):
+        _agree(folder, header, shard)
+
+
+def _agree(folder: Path, header: Header, shard: Shard) -> None:
+    """Raise `InputError` unless the folder is free, or holds a run of the same."""
     if not (folder / HEADER).exists():
-        if any(folder.iterdir()) and shard.count == 1:
+        if folder.is_dir() and any(folder.iterdir()) and shard.count == 1:
             accepted = "an empty folder, a new one, or one with a run to take up"
             raise InputError(explain(f"{folder} holds other files", accepted, "Choose another folder"))
-        if write_header(folder, header):
-            return
+        return
     old, new = asdict(read_header(folder)), asdict(header)
     wrong = [
         f"{name}.{key}" if key else name for name in old if name not in _FREE for key in _differing(old, new, name)
