@@ -20,6 +20,8 @@ _DTYPES = ("auto", "float32", "bfloat16", "float16")
 _ATTENTION = ("sdpa", "eager")
 # the name of the model of real weights, which is built once on a machine
 _SMOL = "smol"
+# name of the subject that comes along
+BUNDLED = "bundled model"
 
 
 def load_subject(
@@ -59,7 +61,7 @@ def load_subject(
                 "Save the processor into the folder",
             )
         )
-    return Subject(model.to(place).eval(), processor, name or "bundled model")
+    return Subject(model.to(place).eval(), processor, name or BUNDLED)
 
 
 def quiet_libraries() -> None:
