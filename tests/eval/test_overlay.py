@@ -61,3 +61,13 @@ def test_unknown_grids_are_refused() -> None:
         overlay(WHITE, unknown)
     with pytest.raises(CapabilityError, match="image 1"):
         overlay(WHITE, known, 1)
+
+
+def test_one_group_alone_and_cells_in_between() -> None:
+    frames = join(tokens([[1, 0]]), tokens([[0, 1]], group=1))
+    second = bright(overlay(WHITE, frames, group=1, side=60))
+    assert not second[:, :30].any() and second[:, 30:].all()
+    shaded = np.asarray(overlay(WHITE, tokens([[1, 1, 1]]), side=60, clear=torch.tensor([1.0, 0.5, 0.0])))[0, ::20, 0]
+    assert shaded[0] == 255 and shaded[2] < 50 and abs(int(shaded[1]) - (255 + int(shaded[2])) / 2) <= 1
+    with pytest.raises(CapabilityError):
+        overlay(WHITE, frames, group=2)

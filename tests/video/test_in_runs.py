@@ -7,49 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, Qwen2_5_VLProcessor, Qwen2VLImageProcessor, Qwen2VLVideoProcessor
 
-from tests.tiny import ids, tiny_vlm
+from tests.video.watcher import watching_subject
 from vlm_eff.eval.runs import asking
 from vlm_eff.eval.runs.folder import Run
 from vlm_eff.eval.runs.run import RunSettings, run_task
-from vlm_eff.eval.subject import Subject
 from vlm_eff.eval.tasks import Task, load_task
 from vlm_eff.tokens import evs
 
-MARKS = {
-    "<pad>": ids.PAD,
-    "<eos>": ids.EOS,
-    "<|image_pad|>": ids.IMAGE,
-    "<|video_pad|>": ids.VIDEO,
-    "<|vision_start|>": ids.VISION_START,
-    "<|vision_end|>": ids.VISION_END,
-}
-TEMPLATE = """{%- for part in messages[0].content -%}
-{%- if part.type == 'text' -%}{{ part.text }}
-{%- else -%}<|vision_start|><|{{ part.type }}_pad|><|vision_end|>{%- endif -%}
-{%- endfor -%}"""
-# 24 x 24 pixels: 3 x 3 tokens for every two frames
-SIZE = {"shortest_edge": 24 * 24, "longest_edge": 24 * 24}
+# 3 x 3 for every two frames
 TOKENS = 4 * 9
-
-
-def subject() -> Subject:
-    words = {f"w{number}": number for number in range(ids.FIRST_TEXT, ids.LAST_TEXT + 1)}
-    core = Tokenizer(models.WordLevel({**MARKS, **words}, unk_token=f"w{ids.FIRST_TEXT}"))
-    core.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="<pad>", eos_token="<eos>", additional_special_tokens=list(MARKS)[2:]
-    )
-    parts = {"patch_size": 4, "temporal_patch_size": 2, "merge_size": 2, "size": SIZE}
-    processor = Qwen2_5_VLProcessor(
-        image_processor=Qwen2VLImageProcessor(**parts),
-        tokenizer=tokenizer,
-        video_processor=Qwen2VLVideoProcessor(**parts, cap_pixels_per_frame=False),
-        chat_template=TEMPLATE,
-    )
-    return Subject(tiny_vlm("qwen2_5_vl", layers=3), processor, "tiny")
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +25,7 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> Task:
 
 
 def asked(task: Task, folder: Path, *plugins: object, **settings: object) -> Run:
-    return run_task(subject(), task, plugins, folder, settings=RunSettings(batch_size=2, **settings))
+    return run_task(watching_subject(), task, plugins, folder, settings=RunSettings(batch_size=2, **settings))
 
 
 def test_a_method_for_videos_acts_in_a_run(task: Task, tmp_path: Path) -> None:

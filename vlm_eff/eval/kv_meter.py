@@ -9,8 +9,9 @@ spread out, a random draw moves the output less than the largest weights do, and
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from torch import Tensor
 
 from vlm_eff.core.errors import ConfigError, explain
 from vlm_eff.core.plugin import Plugin
+from vlm_eff.core.recipe import Recipe
+from vlm_eff.models.kv.compress import Layers
 from vlm_eff.models.kv.meter import LayerOutput, Policy, Watched, watch_answer
 from vlm_eff.reference.machine import describe_device
 
@@ -73,7 +76,11 @@ class Result:
 
 
 def kv_meter(
-    model: Any, inputs: Mapping[str, Any], plugins: Mapping[str, Plugin | Sequence[Plugin]], steps: int = 8
+    model: Any,
+    inputs: Mapping[str, Any],
+    plugins: Mapping[str, Plugin | Sequence[Plugin]],
+    steps: int = 8,
+    watch: Callable[[str, Watched, Layers], None] | None = None,
 ) -> Result:
     """Measure what each policy of the cache does to the attention of an answer: exact, layer by layer, head by head.
 
@@ -81,6 +88,7 @@ def kv_meter(
     inputs:  of `model.generate`, one row or a padded batch
     plugins: by the name to show, one plugin of the cache, or several that compress one after the other
     steps:   decode steps whose queries attend; an answer that ends earlier is made to go on
+    watch:   called with each policy's name, the answer with the full cache, and the layers as the policy leaves them
     Oracle   an evicted set S changes a head's output to o' = (o - sum_S A v) / (1 - sum_S A) exactly
     Cost     one answer with a full cache, and for each policy its compression and `steps` attention rows a layer;
              a second copy of the cache while it runs
@@ -98,7 +106,9 @@ def kv_meter(
     started = time.perf_counter()
     watched = watch_answer(model, dict(inputs), tuple(policies.values()), steps)
     answered = time.perf_counter() - started
-    found = {label: _measure(watched, policy) for label, policy in zip(policies, watched.policies, strict=True)}
+    found = {}
+    for label, policy in zip(policies, watched.policies, strict=True):
+        found[label] = _measure(watched, policy, None if watch is None else partial(watch, label, watched))
     return Result(
         policies=found,
         layers=tuple(watched.before),
@@ -111,17 +121,18 @@ def kv_meter(
 
 
 def _policy(plugin: Plugin | Sequence[Plugin]) -> Policy:
-    return (plugin,) if isinstance(plugin, Plugin) else tuple(plugin)
+    given = (plugin,) if isinstance(plugin, Plugin) else tuple(plugin)
+    return tuple(part for one in given for part in (one if isinstance(one, Recipe) else (one,)))
 
 
 @torch.no_grad()
-def _measure(watched: Watched, policy: Policy) -> PolicyError:
+def _measure(watched: Watched, policy: Policy, watch: Callable[[Layers], None] | None) -> PolicyError:
     started = time.perf_counter()
     layers = watched.compress(policy)
     # a layer's outputs are let go of before the next one's are made
     rows = [_row(watched.output(index, layers[index])) for index in watched.before]
     size = sum(row[3] for row in rows)
-    return PolicyError(
+    made = PolicyError(
         plugins=tuple(plugin.to_dict() for plugin in policy),
         error=tuple(row[0] for row in rows),
         heads=tuple(row[1] for row in rows),
@@ -130,6 +141,9 @@ def _measure(watched: Watched, policy: Policy) -> PolicyError:
         bytes_ratio=size / watched.bytes,
         seconds=time.perf_counter() - started,
     )
+    if watch is not None:
+        watch(layers)
+    return made
 
 
 def _row(output: LayerOutput) -> tuple[float, tuple[float, ...], float, int]:

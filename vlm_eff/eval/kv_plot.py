@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from vlm_eff.eval.figure import blank_figure, png_of
 from vlm_eff.eval.kv_meter import Result
 
 
 def plot_errors(result: Result) -> bytes:
-    """A PNG with the error of every policy by layer, beside its mean error against the bytes it keeps.
+    """A PNG of `errors_figure`."""
+    return png_of(errors_figure(result))
+
+
+def errors_figure(result: Result) -> Any:
+    """The error of every policy by layer, beside its mean error against the bytes it keeps.
 
     Raises:
         CapabilityError: matplotlib is not installed.
@@ -24,6 +31,7 @@ def plot_errors(result: Result) -> bytes:
     for axes in (left, right):
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
-    right.set_xlim(left=0)
+    # room for the labels, which stand to the right of their points
+    right.set_xlim(0, max(105.0, *(105 * policy.bytes_ratio for policy in result.policies.values())))
     left.legend(fontsize=7)
-    return png_of(figure)
+    return figure

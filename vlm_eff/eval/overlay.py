@@ -14,11 +14,21 @@ _GAP = 8
 _BACKGROUND = (255, 255, 255)
 
 
-def overlay(image: Image.Image, tokens: VisualTokens, number: int = 0, *, side: int = 384) -> Image.Image:
+def overlay(
+    image: Image.Image,
+    tokens: VisualTokens,
+    number: int = 0,
+    *,
+    side: int = 384,
+    group: int | None = None,
+    clear: Tensor | None = None,
+) -> Image.Image:
     """Show which visual tokens of image `number` of a row are left.
 
     image:  the part of the picture that the model sees
     side:   longer side of the drawn picture, pixels
+    group:  one tile or frame alone, of which `image` is the picture
+    clear:  [n] in place of `tokens.kept`: 1 is clear, 0 as dark as what was dropped
     An image of several tiles is drawn as the picture, followed by the kept cells of each tile: only the processor knows
     which part of the picture a tile shows.
 
@@ -26,6 +36,7 @@ def overlay(image: Image.Image, tokens: VisualTokens, number: int = 0, *, side: 
         CapabilityError: the layout of this family does not tell where its tokens lie, or there is no such image.
     """
     here = tokens.image == number
+    here = here if group is None else here & (tokens.group == group)
     if not here.any() or int(tokens.y[here].min()) < 0:
         raise CapabilityError(
             explain(
@@ -34,23 +45,26 @@ def overlay(image: Image.Image, tokens: VisualTokens, number: int = 0, *, side: 
                 "Use handle.survivors(layer) for the positions",
             )
         )
-    grids = [_grid(tokens, here & (tokens.group == group)) for group in sorted(set(tokens.group[here].tolist()))]
-    picture = _fit(image, side)
+    shade = (tokens.kept if clear is None else clear).float()
+    groups = sorted(set(tokens.group[here].tolist()))
+    grids = [_grid(tokens, here & (tokens.group == one), shade) for one in groups]
+    picture = fitted(image, side)
     if len(grids) == 1:
         return _darken(picture, grids[0])
     plain = Image.new("RGB", picture.size, (200, 200, 200))
     return _row([picture, *(_darken(plain, grid) for grid in grids)])
 
 
-def _grid(tokens: VisualTokens, which: Tensor) -> np.ndarray:
-    """Kept cells of one tile [rows, columns]; cells that are no candidates (newlines) count as dropped."""
-    y, x, kept = tokens.y[which], tokens.x[which], tokens.kept[which]
-    grid = np.zeros((int(y.max()) + 1, int(x.max()) + 1), dtype=bool)
-    grid[y.numpy(), x.numpy()] = kept.numpy()
+def _grid(tokens: VisualTokens, which: Tensor, shade: Tensor) -> np.ndarray:
+    """How clear each cell of one tile is [rows, columns]; those of no candidate (newlines) count as dropped."""
+    y, x = tokens.y[which], tokens.x[which]
+    grid = np.zeros((int(y.max()) + 1, int(x.max()) + 1), dtype=np.float32)
+    grid[y.numpy(), x.numpy()] = shade[which].numpy()
     return grid
 
 
-def _fit(image: Image.Image, side: int) -> Image.Image:
+def fitted(image: Image.Image, side: int) -> Image.Image:
+    """The picture, its longer side `side` pixels, as `overlay` draws it."""
     scale = side / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     return image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
@@ -62,8 +76,9 @@ def _darken(picture: Image.Image, grid: np.ndarray) -> Image.Image:
     # each pixel belongs to the cell that it falls into
     rows = np.arange(height) * grid.shape[0] // height
     columns = np.arange(width) * grid.shape[1] // width
-    kept = grid[rows[:, None], columns[None, :]]
-    return Image.fromarray(np.where(kept[..., None], pixels, pixels * _DARK).astype(np.uint8))
+    # exactly 1 where the cell is clear
+    light = 1 - (1 - _DARK) * (1 - grid[rows[:, None], columns[None, :]])
+    return Image.fromarray((pixels * light[..., None]).astype(np.uint8))
 
 
 def _row(panels: list[Image.Image]) -> Image.Image:

@@ -103,6 +103,11 @@ class Watched:
         """Tokens of each row of the prompt [B], padding left out."""
         return self._columns(self.before).real.sum(1)
 
+    @property
+    def modality(self) -> Tensor:
+        """What each column of the prompt is [B, S] int8, in the words of `core/cache.py`."""
+        return self._columns(self.before).modality
+
     def compress(self, policy: Policy) -> dict[int, CompressedLayer]:
         """Copies of the layers, compressed."""
         layers = {index: copied(layer) for index, layer in self.before.items()}
