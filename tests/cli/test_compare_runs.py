@@ -33,6 +33,10 @@ def test_the_table_says_what_changed(folders: list[Path]) -> None:
     assert "Below uniform_grid:keep_ratio=0.6 (62.5), the best baseline that spends no more: fastv" in text
 
 
+def test_the_reference_among_the_runs_is_passed_over(folders: list[Path]) -> None:
+    assert compare(*folders, folders[0]).stdout == compare(*folders).stdout
+
+
 def test_json_is_one_document(folders: list[Path]) -> None:
     result = compare(*folders, "--json", "--fail-under", "acc=-0.1,loyalty=0.5")
     found = json.loads(result.stdout)

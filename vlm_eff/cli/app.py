@@ -97,7 +97,7 @@ def run_command(
 @app.command("compare")
 def compare_command(
     reference: Annotated[Path, typer.Argument(metavar="RUN_BARE", help="Folder of the run to compare with.")],
-    run: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of the runs to compare.")],
+    run: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of the runs; FOLDER/* will do.")],
     by: Annotated[list[str] | None, typer.Option(help="A breakdown of the items, such as question_type.")] = None,
     fail_under: Annotated[
         str | None,

@@ -33,7 +33,9 @@ def compare_folders(options: CompareOptions) -> None:
     """Print the comparison; leave with code 1 where a threshold of --fail-under is missed."""
     thresholds = read_thresholds(options.fail_under) if options.fail_under is not None else {}
     with progress("reading and comparing the runs"):
-        reference, *others = (read_run(folder) for folder in (options.reference, *options.runs))
+        # `compare FOLDER/bare FOLDER/*` names the reference among the runs as well
+        named = [folder for folder in options.runs if folder.resolve() != options.reference.resolve()] or options.runs
+        reference, *others = (read_run(folder) for folder in (options.reference, *named))
         found = compare_runs(reference, others, by=options.by, across_models=options.across_models, seed=options.seed)
     failures = missed(found, thresholds) if thresholds else []
     if options.as_json:
