@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from vlm_eff.core import config, registry
-from vlm_eff.core.config import build, from_dict, parse_spec, part, to_dict
+from vlm_eff.core.config import build, from_dict, parse_spec, part, to_dict, write_spec
 from vlm_eff.core.errors import ConfigError, VlmEffError
 from vlm_eff.core.registry import Registry
 
@@ -170,3 +170,18 @@ def test_every_error_is_ours_and_the_python_kind() -> None:
     assert all(issubclass(kind, VlmEffError) for kind in kinds)
     assert issubclass(errors.ConfigError, ValueError)
     assert issubclass(errors.UnsupportedModelError, TypeError)
+
+
+def test_a_spec_is_written_as_it_is_read() -> None:
+    arguments = {
+        "keep_ratio": 0.25,
+        "layers": (2, 4),
+        "rule": "nearest",
+        "faithful": True,
+        "levels": [0, 2],
+        "rank": None,
+    }
+    assert parse_spec(write_spec("dart", arguments)) == ("dart", arguments)
+    assert write_spec("fastv", {}) == "fastv"
+    with pytest.raises(ConfigError, match="Use code"):
+        write_spec("fastv", {"layer": object()})

@@ -112,6 +112,24 @@ def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
     return name.strip(), arguments
 
 
+def write_spec(name: str, arguments: dict[str, Any]) -> str:
+    """The spec that `parse_spec` reads as this name and these arguments.
+
+    Raises:
+        ConfigError: a value that no spec can hold, such as an object.
+    """
+    spec = name + ":" * bool(arguments) + ",".join(f"{key}={value!r}" for key, value in arguments.items())
+    try:
+        same = parse_spec(spec) == (name, arguments)
+    except ConfigError:
+        same = False
+    if not same:
+        raise ConfigError(
+            explain(f"{name} with {arguments}", "numbers, strings, tuples, lists, True, False and None", "Use code")
+        )
+    return spec
+
+
 def _literal(node: ast.expr, problem: ConfigError) -> Any:
     if isinstance(node, ast.Name):
         return node.id

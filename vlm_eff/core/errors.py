@@ -7,7 +7,8 @@
     ├── CompiledModelError      the model was compiled before attach: hooks would be ignored
     ├── ConflictError           two plugins, or two handles, want the same thing
     ├── InputError              a prompt, image or file cannot be used
-    └── StateError              something happened in an order that would give wrong results
+    ├── StateError              something happened in an order that would give wrong results
+    └── Stopped                 somebody stopped work that was under way
 
 Every message says what was got, what is accepted and what to do.
 """
@@ -45,6 +46,10 @@ class InputError(VlmEffError, ValueError):
 
 class StateError(VlmEffError, RuntimeError):
     """A cache or handle is used in an order that would give wrong results."""
+
+
+class Stopped(VlmEffError):
+    """Somebody stopped work that was under way; the model is as it was before."""
 
 
 def explain(got: str, accepted: str, do: str) -> str:

@@ -1,5 +1,6 @@
-"""`python -m vlm_eff.demo`: the bundled model asked with and without plugins, as a table and an HTML page.
+"""Looking at what plugins do: a tour in the terminal and a page in the browser.
 
 What lives here: choosing pictures and questions, and showing results. What does not: measuring (`vlm_eff.eval`).
-Start reading at `__main__.py`.
+`tour/` is what `python -m vlm_eff.demo` prints and writes; `page/` is the page of `vlm-eff demo`, and `work/` what that
+page computes, without a browser. Start reading at `tour/command.py` and `page/app.py`.
 """

@@ -15,7 +15,7 @@ from vlm_eff.core.plugin import BindContext, Plugin, Site
 from vlm_eff.core.registry import METHODS
 from vlm_eff.eval.subject import Subject
 from vlm_eff.models.attach import attach
-from vlm_eff.tokens import for_budget, uniform_grid
+from vlm_eff.tokens import for_budget, settings_for_budget, uniform_grid
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,13 @@ def settings_at(sizes: Sizes, methods: Sequence[str], shares: Sequence[float]) -
 
 
 def reach(method: str, n_eq: float, sizes: Sizes) -> Plugin:
-    """The method at a budget: with its default layers, or moved forward so that it begins at layer 1.
+    """The method at a budget, see `reach_settings`."""
+    made: Plugin = METHODS.get(method).make(**reach_settings(method, n_eq, sizes))
+    return made
+
+
+def reach_settings(method: str, n_eq: float, sizes: Sizes) -> dict[str, Any]:
+    """Settings that bring a method to a budget: with its default layers, or moved forward so that it begins at layer 1.
 
     A deep decoder leaves room for layers that see every token; with few layers a small budget is only met by a method
     that begins early. It is moved forward when its first layers alone use up two thirds of the budget: what it could
@@ -84,20 +90,19 @@ def reach(method: str, n_eq: float, sizes: Sizes) -> Plugin:
         for_budget(method, n_eq=n_eq * 2 / 3, visual_tokens=visual, num_layers=layers)
     except ConfigError:
         fixed = _from_layer_one(method, layers)
-    return for_budget(method, n_eq=n_eq, visual_tokens=visual, num_layers=layers, **fixed)
+    return settings_for_budget(method, n_eq=n_eq, visual_tokens=visual, num_layers=layers, **fixed)
 
 
-def _by_layer(method: str, n_eq: float, sizes: Sizes) -> Plugin:
+def _by_layer(method: str, n_eq: float, sizes: Sizes) -> dict[str, Any]:
     made = []
     for layer in range(1, sizes.num_layers):
-        plugin = METHODS.get(method).make(layer=layer)
-        bound = plugin.bind(BindContext("budget", sizes.num_layers))
-        made.append((sum(bound.asked(sizes.visual_tokens, sizes.num_layers)) / sizes.num_layers, plugin))
-    reached, plugin = min(made, key=lambda found: abs(found[0] - n_eq))
+        bound = METHODS.get(method).make(layer=layer).bind(BindContext("budget", sizes.num_layers))
+        made.append((sum(bound.asked(sizes.visual_tokens, sizes.num_layers)) / sizes.num_layers, layer))
+    reached, layer = min(made, key=lambda found: abs(found[0] - n_eq))
     if abs(reached - n_eq) > 1:
         counts = ", ".join(f"{count:g}" for count, _ in made)
         raise ConfigError(explain(f"n_eq={n_eq:g} for {method}", counts, "Choose one of these"))
-    return plugin
+    return {"layer": layer}
 
 
 def _from_layer_one(method: str, num_layers: int) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 A method is a short function in `methods/` that composes score x select x reduce x schedule; `reducer.py` is the engine.
 """
 
-from vlm_eff.tokens.budget import for_budget
+from vlm_eff.tokens.budget import for_budget, settings_for_budget
 from vlm_eff.tokens.methods.baselines import average_pool, random_drop, uniform_grid
 from vlm_eff.tokens.methods.decoder.atp import atp
 from vlm_eff.tokens.methods.decoder.atp_learned import atp_learned
@@ -66,6 +66,7 @@ __all__ = [
     "pyramiddrop",
     "random_drop",
     "redundancy_drop",
+    "settings_for_budget",
     "sparsevlm",
     "streaming_heads",
     "tome",

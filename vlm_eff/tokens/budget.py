@@ -15,7 +15,16 @@ _STEPS = 60
 
 
 def for_budget(method: str, *, n_eq: float, visual_tokens: int, num_layers: int, **fixed: Any) -> Plugin:
-    """The method with the `keep_ratio` that brings n_eq nearest to the target; the `layer` of one that has no ratio.
+    """The method at a budget of visual tokens, see `settings_for_budget`."""
+    settings = settings_for_budget(method, n_eq=n_eq, visual_tokens=visual_tokens, num_layers=num_layers, **fixed)
+    made: Plugin = build(METHODS.get(method).make, settings, what=f"method {method!r}")
+    return made
+
+
+def settings_for_budget(
+    method: str, *, n_eq: float, visual_tokens: int, num_layers: int, **fixed: Any
+) -> dict[str, Any]:
+    """The `keep_ratio` that brings n_eq nearest to the target, beside `fixed`; the `layer` of a method without a ratio.
 
     n_eq:          tokens, mean over the decoder's layers, of `visual_tokens` that enter it
     fixed:         other arguments of the method, such as `layer=2`
@@ -30,10 +39,10 @@ def for_budget(method: str, *, n_eq: float, visual_tokens: int, num_layers: int,
     parameters = inspect.signature(make).parameters
     knob = "layer" if "keep_ratio" not in parameters and "layer" in parameters else "keep_ratio"
 
-    def at(value: float) -> tuple[float, Plugin]:
-        made: Plugin = build(make, {**fixed, knob: value}, what=f"method {method!r}")
-        bound = made.bind(BindContext("budget", num_layers))
-        return sum(bound.asked(visual_tokens, num_layers)) / num_layers, made
+    def at(value: float) -> tuple[float, dict[str, Any]]:
+        settings = {**fixed, knob: value}
+        bound = build(make, settings, what=f"method {method!r}").bind(BindContext("budget", num_layers))
+        return sum(bound.asked(visual_tokens, num_layers)) / num_layers, settings
 
     if knob == "layer":
         found = [at(layer) for layer in range(1, num_layers)]

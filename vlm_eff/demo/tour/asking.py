@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 from vlm_eff.core.handle import Handle
-from vlm_eff.demo.pictures import Question
+from vlm_eff.demo.tour.pictures import Question
 from vlm_eff.eval.budgets import Setting
 from vlm_eff.eval.compare import Comparison, compare
 from vlm_eff.eval.overlay import overlay

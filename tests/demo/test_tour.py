@@ -7,11 +7,11 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from vlm_eff.demo.__main__ import METHODS, SHARES, demo
-from vlm_eff.demo.asking import ask, score, spread
-from vlm_eff.demo.page import page
-from vlm_eff.demo.pictures import easy_vqa_pictures, photographs, scene_pictures
-from vlm_eff.demo.tables import verdict
+from vlm_eff.demo.tour.asking import ask, score, spread
+from vlm_eff.demo.tour.command import METHODS, SHARES, demo
+from vlm_eff.demo.tour.html import page
+from vlm_eff.demo.tour.pictures import easy_vqa_pictures, photographs, scene_pictures
+from vlm_eff.demo.tour.tables import verdict
 from vlm_eff.eval.budgets import Setting, settings_at, sizes_of
 from vlm_eff.eval.subject import Subject
 from vlm_eff.reference.evaluate import easy_vqa_samples

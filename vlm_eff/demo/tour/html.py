@@ -11,8 +11,8 @@ import jinja2
 from PIL import Image
 
 import vlm_eff
-from vlm_eff.demo.asking import Asked, Score
-from vlm_eff.demo.tables import PHOTOGRAPH_NOTE, share, time_of, verdict
+from vlm_eff.demo.tour.asking import Asked, Score
+from vlm_eff.demo.tour.tables import PHOTOGRAPH_NOTE, share, time_of, verdict
 
 _SIDE = 240
 
@@ -21,7 +21,7 @@ def page(asked: Sequence[Asked], scores: Sequence[Sequence[Score]], model: str) 
     """Render the page: one section a question, then an accuracy table a task."""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters["inline"] = inline
-    template = environment.from_string(files("vlm_eff.demo").joinpath("page.html.j2").read_text(encoding="utf-8"))
+    template = environment.from_string(files("vlm_eff.demo.tour").joinpath("page.html.j2").read_text(encoding="utf-8"))
     return template.render(
         asked=asked,
         scores=scores,

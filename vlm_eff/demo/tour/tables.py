@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from vlm_eff.demo.asking import Asked, Score
+from vlm_eff.demo.tour.asking import Asked, Score
 from vlm_eff.eval.compare import Arm
 
 PHOTOGRAPH_NOTE = (

@@ -1,0 +1,159 @@
+"""The tab "Image": pictures, a question, the answer bare and with plugins, and what those kept."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from vlm_eff.core.files import write_file
+from vlm_eff.demo.page.controls import spec_box
+from vlm_eff.demo.page.desk import Desk
+from vlm_eff.demo.page.failing import telling, told
+from vlm_eff.demo.page.running import Heard, run, visitor_of
+from vlm_eff.demo.page.specs import plugins_of
+from vlm_eff.demo.page.uploads import PICTURES, pictures
+from vlm_eff.demo.work.image import BARE, WITH, Looked, Question, cost_chart, layers_chart, look
+
+_DEFAULT = "pyramiddrop:keep_ratio=0.5"
+_LONGEST_ANSWER = 256
+_MOST_PAIRS = 40
+_SECONDS = "Times are medians of interleaved pairs in this process; on a CPU only their ratio means something."
+
+Kept = tuple[tuple[Image.Image, ...], ...]
+
+
+def add(desk: Desk) -> None:
+    """Put the tab on the page."""
+    with gr.Tab("Image", id="image"), gr.Row():
+        with gr.Column(scale=2):
+            files, prompt = question_inputs(desk, "image")
+            specs = spec_box(desk, ("tokens", "kvcache", "recipes"), _DEFAULT, name="image")
+            with gr.Accordion("More", open=False):
+                length = gr.Slider(1, _LONGEST_ANSWER, 32, step=1, label="Longest answer, tokens")
+                pairs = gr.Slider(0, _MOST_PAIRS, 6, step=1, label="Timed pairs; 0 times nothing", info=_SECONDS)
+                seed = gr.Number(0, precision=0, label="Seed of the order in the pairs; answers are greedy")
+            with gr.Row():
+                ask = gr.Button("Ask", variant="primary", elem_id="image-ask")
+                stop = gr.Button("Stop")
+        with gr.Column(scale=3):
+            with gr.Row():
+                bare = gr.Textbox(label="Bare model", lines=2, interactive=False)
+                arm = gr.Textbox(label="With the plugins", lines=2, interactive=False, elem_id="image-answer")
+            kept_state = gr.State(())
+            layer = gr.Slider(0, 1, 0, step=1, label="Decoder layer", elem_id="image-layer")
+            gallery = gr.Gallery(
+                label="What the layer still sees: clear cells are kept", columns=4, height=420, format="png"
+            )
+            why = gr.Markdown()
+            costs = gr.Plot(label="Costs")
+            layers = gr.Plot(label="By layer")
+            stats = gr.Code(label="handle.stats()", language=None, interactive=False)
+            record = gr.File(label="All numbers, JSON", interactive=False)
+    outputs = [bare, arm, kept_state, layer, gallery, why, costs, layers, stats, record]
+    inputs = [files, prompt, specs, length, pairs, seed]
+    ask.click(_asker(desk), inputs, outputs, api_name="ask_image", concurrency_id="model", concurrency_limit=1)
+    layer.change(show_layer, [kept_state, layer], gallery, api_visibility="private", show_progress="hidden")
+    stop.click(stopper(desk), None, None, api_name="stop", queue=False)
+
+
+def question_inputs(desk: Desk, name: str) -> tuple[gr.File, gr.Textbox]:
+    """Pictures and a question about them, with examples to choose from."""
+    titles = [one.title for one in desk.examples]
+    example = gr.Dropdown(titles, value=titles[0], label="Example")
+    first = desk.examples[0]
+    files = gr.File(
+        [str(first.path)],
+        file_count="multiple",
+        file_types=list(PICTURES),
+        label="Pictures",
+        height=120,
+        elem_id=f"{name}-files",
+    )
+    preview = gr.Gallery([str(first.path)], columns=4, height=180, show_label=False, interactive=False)
+    prompt = gr.Textbox(first.prompt, label="Question", lines=1, elem_id=f"{name}-prompt")
+
+    def chosen(title: str) -> tuple[list[str], str]:
+        one = next(one for one in desk.examples if one.title == title)
+        return [str(one.path)], one.prompt
+
+    @telling
+    def previewed(paths: list[str] | None) -> list[Image.Image]:
+        return pictures(paths) if paths else []
+
+    example.input(chosen, example, [files, prompt], api_visibility="private")
+    files.change(previewed, files, preview, api_name=f"{name}_preview", show_progress="hidden")
+    return files, prompt
+
+
+def stopper(desk: Desk) -> Any:
+    """A handler that stops all of the visitor's own work."""
+
+    def stop(request: gr.Request) -> None:
+        count = desk.stop(visitor_of(request))
+        gr.Info("Stopping." if count else "Nothing is running.", duration=3)
+
+    return stop
+
+
+def show_layer(kept: Kept, layer: float) -> list[Image.Image]:
+    """The pictures of one decoder layer."""
+    return list(kept[min(int(layer), len(kept) - 1)]) if kept else []
+
+
+def _asker(desk: Desk) -> Any:
+    def ask(
+        files: list[str] | None,
+        prompt: str,
+        specs: str,
+        length: float,
+        pairs: float,
+        seed: float,
+        request: gr.Request,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008  gradio finds it by its default
+    ) -> Iterator[Any]:
+        with told():
+            question = Question(
+                tuple(pictures(files)),
+                prompt,
+                plugins_of(specs, desk.offered),
+                max_new_tokens=max(1, min(int(length), _LONGEST_ANSWER)),
+                pairs=_pairs(pairs),
+                seed=int(seed or 0),
+            )
+        said = {}
+        for news in run(desk, visitor_of(request), lambda watch: look(desk.subject, question, watch), progress):
+            if isinstance(news, Heard):
+                said[news.who] = news.text
+                yield said.get(BARE, ""), said.get(WITH, ""), *[gr.skip()] * 8
+            else:
+                yield _shown(desk, news.result)
+
+    return ask
+
+
+def _pairs(pairs: float) -> int:
+    # an interval needs three pairs
+    return 0 if pairs < 1 else max(3, min(int(pairs), _MOST_PAIRS))
+
+
+def _shown(desk: Desk, found: Looked) -> tuple[Any, ...]:
+    last = len(found.report.visual_per_layer) - 1
+    where = f"{found.device}. " + (f"Times: {found.timing}." if found.times else "Nothing was timed.")
+    record = write_file(desk.folder / f"image-{uuid.uuid4().hex[:8]}.json", json.dumps(found.to_dict(), indent=2))
+    return (
+        found.bare,
+        found.arm,
+        found.kept,
+        gr.Slider(maximum=last, value=last),
+        show_layer(found.kept, last),
+        found.no_overlay or where,
+        cost_chart(found),
+        layers_chart(found),
+        str(found.stats),
+        str(record),
+    )
