@@ -1,19 +1,38 @@
-"""Put a plugin on an unmodified model, ask it something, and see what was saved."""
+"""Put a plugin on an unmodified model, ask it something, and see what was saved.
+
+On a real model: python examples/01_drop_tokens.py --model llava-hf/llava-1.5-7b-hf
+"""
+
+import typer
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from vlm_eff import attach
-from vlm_eff.reference import load_reference
+from vlm_eff.eval.loading import device_of, quiet_libraries
+from vlm_eff.reference import reference_folder
 from vlm_eff.reference.scenes import make_scene, render
 from vlm_eff.tokens import fastv
 
-# any supported model that transformers loads works the same; this one comes along
-model, processor = load_reference()
-picture = render(make_scene(3, "test"))
-text = "user: <image> how many objects are there? assistant:"
-inputs = processor(images=picture, text=text, return_tensors="pt")
 
-with attach(model, fastv(layer=2, keep_ratio=0.5)) as handle:
-    output = model.generate(**inputs, max_new_tokens=4, do_sample=False)
+def main(model: str | None = None) -> None:
+    quiet_libraries()
+    # any supported model that transformers loads works the same; the small one of this folder comes along
+    name = model or reference_folder()
+    vlm = AutoModelForImageTextToText.from_pretrained(name, dtype="auto").to(device_of("auto")).eval()
+    processor = AutoProcessor.from_pretrained(name)
 
-print(processor.decode(output[0], skip_special_tokens=True))
-print(handle.stats())
-print("tokens left at the last layer:", len(handle.survivors(model.config.text_config.num_hidden_layers - 1)[0]))
+    picture, question = render(make_scene(3, "test")), "how many objects are there?"
+    asked = [{"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": question}]}]
+    inputs = processor.apply_chat_template(
+        asked, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    ).to(vlm.device, vlm.dtype)
+
+    with attach(vlm, fastv(layer=2, keep_ratio=0.5)) as handle:
+        output = vlm.generate(**inputs, max_new_tokens=8, do_sample=False)
+
+    print(question, processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+    print(handle.stats())
+    print("the model is as it was:", handle)
+
+
+if __name__ == "__main__":
+    typer.run(main)
