@@ -45,6 +45,9 @@ def small_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("KERNELS_PAGE", "kernels.md"),
         ("DIFFUSION_PAGE", "diffusion.md"),
         ("TUNING_PAGE", "tuning.md"),
+        ("REFERENCE_PAGE", "reference-model.md"),
+        ("REGISTERS_PAGE", "registers.md"),
+        ("SMOL_PAGE", "smol.md"),
     ):
         parts = readme.pages()[getattr(readme, constant)]
         page = tmp_path / name

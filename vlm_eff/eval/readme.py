@@ -23,6 +23,7 @@ from vlm_eff.eval.kernel_tables import patterns_table, processor_table
 from vlm_eff.eval.kv_tables import cache_summary, memory_table, quality_table
 from vlm_eff.eval.loading import quiet_libraries
 from vlm_eff.eval.record import read_record
+from vlm_eff.eval.reference_tables import answers_table, perplexity_table, registers_table
 from vlm_eff.eval.results import results_page, summary_table
 from vlm_eff.eval.timings import features_table, overhead_table, speed_table, towers_table
 from vlm_eff.eval.tuning_table import tuning_table
@@ -44,12 +45,20 @@ PATTERNS_RECORD = Path("benchmarks/results/sparse_prefill.json")
 UNET_RECORD = Path("benchmarks/results/diffusion_quality_small_unet.json")
 DIT_RECORD = Path("benchmarks/results/diffusion_quality_small_dit.json")
 DENOISING_TIME_RECORD = Path("benchmarks/results/diffusion_time_cpu.json")
+REGISTERS_RECORD = Path("benchmarks/results/registers.json")
+PERPLEXITY_RECORD = Path("benchmarks/results/kv_perplexity.json")
+# written by the trainers of the reference models, beside their weights
+SMALL_ANSWERS = Path("vlm_eff/reference/small_vlm/training_record.json")
+SMOL_ANSWERS = Path("vlm_eff/reference/smol/training_record.json")
 README = ROOT / "README.md"
 METHODS_PAGE = ROOT / "docs" / "methods.md"
 CACHE_PAGE = ROOT / "docs" / "kvcache.md"
 KERNELS_PAGE = ROOT / "docs" / "kernels.md"
 DIFFUSION_PAGE = ROOT / "docs" / "diffusion.md"
 TUNING_PAGE = ROOT / "docs" / "tuning.md"
+REFERENCE_PAGE = ROOT / "docs" / "reference-model.md"
+REGISTERS_PAGE = ROOT / "docs" / "registers.md"
+SMOL_PAGE = ROOT / "docs" / "smol.md"
 
 
 _MISSING = "Not measured yet: `make bench`."
@@ -64,6 +73,9 @@ def pages() -> dict[Path, tuple[str, ...]]:
         KERNELS_PAGE: ("bounds", "processor", "patterns"),
         DIFFUSION_PAGE: ("diffusion_unet", "diffusion_dit", "diffusion_time"),
         TUNING_PAGE: ("tuning",),
+        REFERENCE_PAGE: ("small_answers",),
+        REGISTERS_PAGE: ("registers",),
+        SMOL_PAGE: ("smol_answers", "perplexity"),
     }
 
 
@@ -90,6 +102,9 @@ def _part(name: str, text: str) -> str:
     if name == "tuning":
         there = [path for path in TUNING_RECORDS if (ROOT / path).is_file()]
         return tuning_table([read_record(ROOT / path) for path in there]) if there else _MISSING
+    if name in ("small_answers", "smol_answers"):
+        path = ROOT / (SMALL_ANSWERS if name == "small_answers" else SMOL_ANSWERS)
+        return answers_table(path) if path.is_file() else _MISSING
     path, show = {
         "results": (RECORD, summary_table),
         "families": (RECORD, results_page),
@@ -107,6 +122,8 @@ def _part(name: str, text: str) -> str:
         "diffusion": (UNET_RECORD, denoising_summary),
         "diffusion_unet": (UNET_RECORD, denoising_quality_table),
         "diffusion_dit": (DIT_RECORD, denoising_quality_table),
+        "registers": (REGISTERS_RECORD, registers_table),
+        "perplexity": (PERPLEXITY_RECORD, perplexity_table),
         "diffusion_time": (DENOISING_TIME_RECORD, denoising_time_table),
     }[name]
     record = ROOT / path
