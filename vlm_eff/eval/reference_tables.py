@@ -38,7 +38,8 @@ def registers_table(record: Record) -> str:
     note = (
         f"Per cent right on held-out scenes 0 to {record.result['scenes'] - 1} ({record.config['counts']['all']} "
         f"questions) and on the first {record.result['easy_vqa']} of easy-VQA's test questions. "
-        f'"Before training" is the pooled start. {record.model}, {record.config["dtype"]}, {record.device}, {record.date}.'
+        f'"Before training" is the pooled start. {record.model}, {record.config["dtype"]}, {record.device}, '
+        f"{record.date}."
     )
     return "\n".join([*lines, "", note])
 
@@ -60,6 +61,7 @@ def perplexity_table(record: Record) -> str:
     note = (
         f"{config['windows']} windows of {config['prefix']} tokens that are prefilled and compressed, and "
         f"{config['scored']} tokens each that are fed as they stand (N = {record.n} predictions). Errors are standard "
-        f"errors over the windows; bytes are those of the prefix, against a float32 cache. {record.device}, {record.date}."
+        f"errors over the windows; bytes are those of the prefix, against a float32 cache. {record.device}, "
+        f"{record.date}."
     )
     return "\n".join([*lines, "", note])
