@@ -51,7 +51,7 @@ class Raiser(Plugin):
 
 def test_both_answers_the_pictures_and_the_numbers_come_back(desk: Any, client: Any, files: list[Any]) -> None:
     prompt = desk.examples[0].prompt
-    bare, arm, _layer, pictures, why, costs, layers, stats, record = client.predict(
+    bare, arm, _layer, pictures, why, costs, layers, code, stats, record = client.predict(
         files, prompt, _SPEC, 8, 3, 0, api_name=_ASK
     )
     image = open_image(desk.examples[0].path)
@@ -63,6 +63,7 @@ def test_both_answers_the_pictures_and_the_numbers_come_back(desk: Any, client: 
     found = json.loads(Path(record).read_text(encoding="utf-8"))
     assert found["stats"]["prefills"][0]["visual_per_layer"] == list(report.visual_per_layer)
     assert set(found["times"]) == {"ttft", "tpot"} and found["times"]["ttft"]["pairs"] == 3
+    assert f'plugin("{_SPEC}")' in code and desk.examples[0].prompt in code
     assert "144 -> 72" in stats and "ratios only" in why
     assert len(pictures) == 1 and costs["type"] == layers["type"] == "matplotlib"
 
@@ -149,7 +150,7 @@ def test_ten_clicks_at_once_give_ten_right_answers(address: str, desk: Any, file
     answers = [job.result(timeout=120) for job in jobs]
     assert len({answer[0] for answer in answers}) == 1, "the bare model is never asked with somebody's plugin on it"
     for spec, answer in zip(specs, answers, strict=True):
-        assert spec.split(":")[0] in answer[7]
+        assert spec.split(":")[0] in answer[8]
     for visitor in visitors:
         visitor.close()
 

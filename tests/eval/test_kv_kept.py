@@ -80,7 +80,7 @@ def test_heads_and_modalities_are_told_apart() -> None:
     assert kept.share("text").tolist() == [[0.5, 0.5]] and kept.share("visual").tolist() == [[0.5, 0.5]]
     assert kept.mean_bits("visual") == (18.0,) and kept.packed
     slot = torch.tensor([1, 2])
-    tokens = VisualTokens(slot, slot * 0, slot * 0, slot * 0, slot - 1, slot > 0)
+    tokens = VisualTokens(slot, slot * 0, slot * 0, slot * 0, slot - 1, slot > 0, slot * 1.0)
     both, clear = kept.cells(tokens, 0, None)
     assert both.kept.tolist() == [True, True] and clear.tolist() == [4 / 64, 0.5]
     second, clear = kept.cells(tokens, 0, 1)

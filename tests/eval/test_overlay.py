@@ -1,5 +1,7 @@
 """The picture of what was kept, on a hand-made grid."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -16,7 +18,9 @@ def tokens(kept: list[list[int]], image: int = 0, group: int = 0) -> VisualToken
     grid = torch.tensor(kept)
     y, x = (part.flatten() for part in torch.meshgrid(*map(torch.arange, grid.shape), indexing="ij"))
     same = torch.ones_like(y)
-    return VisualTokens(torch.arange(len(y)), image * same, group * same, y, x, grid.flatten().bool())
+    return VisualTokens(
+        torch.arange(len(y)), image * same, group * same, y, x, grid.flatten().bool(), grid.flatten().float()
+    )
 
 
 def join(*parts: VisualTokens) -> VisualTokens:
@@ -56,7 +60,7 @@ def test_tiles_are_drawn_beside_the_picture() -> None:
 def test_unknown_grids_are_refused() -> None:
     known = tokens([[1, 0]])
     flat = torch.full_like(known.y, -1)
-    unknown = VisualTokens(known.slot, known.image, known.group, flat, flat, known.kept)
+    unknown = VisualTokens(known.slot, known.image, known.group, flat, flat, known.kept, known.weight)
     with pytest.raises(CapabilityError, match="survivors"):
         overlay(WHITE, unknown)
     with pytest.raises(CapabilityError, match="image 1"):
@@ -71,3 +75,12 @@ def test_one_group_alone_and_cells_in_between() -> None:
     assert shaded[0] == 255 and shaded[2] < 50 and abs(int(shaded[1]) - (255 + int(shaded[2])) / 2) <= 1
     with pytest.raises(CapabilityError):
         overlay(WHITE, frames, group=2)
+
+
+def test_a_token_that_stands_for_others_has_an_outline() -> None:
+    plain = tokens([[1, 1], [0, 0]])
+    merged = replace(plain, weight=torch.tensor([3.0, 1.0, 0.0, 0.0]))
+    edge = np.asarray(overlay(WHITE, merged, side=60))
+    assert edge[0, 0].tolist() == edge[19, 0].tolist() == [255, 140, 0]
+    assert (edge[5:15, 5:25] == 255).all(), "the cell itself stays clear"
+    assert (np.asarray(overlay(WHITE, plain, side=60))[:20] == 255).all()

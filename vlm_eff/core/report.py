@@ -20,6 +20,7 @@ class VisualTokens:
     group: [n] tile or frame in its row, from 0: the unit with a rectangular grid
     y, x:  [n] row and column in the group; -1 where the layout does not tell
     kept:  [n] True where the candidate is still present
+    weight: [n] tokens of the bare model that it stands for: more than 1 where others were merged into it, 0 when gone
     """
 
     slot: Tensor
@@ -28,6 +29,7 @@ class VisualTokens:
     y: Tensor
     x: Tensor
     kept: Tensor
+    weight: Tensor
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
-"""A picture with its kept visual tokens clear and its dropped ones dark."""
+"""A picture with its kept visual tokens clear, its dropped ones dark, and a line around those that stand for others."""
 
 from __future__ import annotations
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from vlm_eff.core.errors import CapabilityError, explain
@@ -12,6 +12,9 @@ from vlm_eff.core.report import VisualTokens
 _DARK = 0.18
 _GAP = 8
 _BACKGROUND = (255, 255, 255)
+_MERGED = (255, 140, 0)
+# of the weights of merged tokens, which are sums of shares
+_ROUNDING = 1e-3
 
 
 def overlay(
@@ -28,6 +31,7 @@ def overlay(
     image:  the part of the picture that the model sees
     side:   longer side of the drawn picture, pixels
     group:  one tile or frame alone, of which `image` is the picture
+    A cell whose token stands for others too, which were merged into it, has an outline.
     clear:  [n] in place of `tokens.kept`: 1 is clear, 0 as dark as what was dropped
     An image of several tiles is drawn as the picture, followed by the kept cells of each tile: only the processor knows
     which part of the picture a tile shows.
@@ -47,12 +51,13 @@ def overlay(
         )
     shade = (tokens.kept if clear is None else clear).float()
     groups = sorted(set(tokens.group[here].tolist()))
-    grids = [_grid(tokens, here & (tokens.group == one), shade) for one in groups]
+    which = [here & (tokens.group == one) for one in groups]
+    grids = [(_grid(tokens, one, shade), _grid(tokens, one, tokens.weight)) for one in which]
     picture = fitted(image, side)
     if len(grids) == 1:
-        return _darken(picture, grids[0])
+        return _outline(_darken(picture, grids[0][0]), grids[0][1])
     plain = Image.new("RGB", picture.size, (200, 200, 200))
-    return _row([picture, *(_darken(plain, grid) for grid in grids)])
+    return _row([picture, *(_outline(_darken(plain, kept), weight) for kept, weight in grids)])
 
 
 def _grid(tokens: VisualTokens, which: Tensor, shade: Tensor) -> np.ndarray:
@@ -79,6 +84,17 @@ def _darken(picture: Image.Image, grid: np.ndarray) -> Image.Image:
     # exactly 1 where the cell is clear
     light = 1 - (1 - _DARK) * (1 - grid[rows[:, None], columns[None, :]])
     return Image.fromarray((pixels * light[..., None]).astype(np.uint8))
+
+
+def _outline(picture: Image.Image, weight: np.ndarray) -> Image.Image:
+    """A line around every cell that stands for more than one token."""
+    pen = ImageDraw.Draw(picture)
+    rows, columns = weight.shape
+    for y, x in np.argwhere(weight > 1 + _ROUNDING):
+        left, right = picture.width * x // columns, picture.width * (x + 1) // columns
+        top, bottom = picture.height * y // rows, picture.height * (y + 1) // rows
+        pen.rectangle((left, top, max(left, right - 1), max(top, bottom - 1)), outline=_MERGED, width=2)
+    return picture
 
 
 def _row(panels: list[Image.Image]) -> Image.Image:

@@ -74,6 +74,7 @@ class Call:
     of a layer is computed, where that is not once. `aside` holds the hidden states of registers while the others
     are at full length, `log_weight` is added to logits.
     `modality` [B, S] int8 says what the tokens are, where plugins of the cache ask; `passed` is their runtime's.
+    `merged` notes what was merged: layer, logical slots [B, K] and the tokens that each stands for (0 for a filler).
     `deciding` adds up the seconds in which the tower was looked at and plugins scored and selected.
     """
 
@@ -94,6 +95,7 @@ class Call:
     tapped: dict[int, Tapped] = field(default_factory=dict)
     inputs: dict[int, tuple[Tensor, TokenMap]] = field(default_factory=dict)
     stages: list[Stage] = field(default_factory=list)
+    merged: list[tuple[int, Tensor, Tensor]] = field(default_factory=list)
     maps: dict[int, TokenMap] = field(default_factory=dict)
     inside: Callable[[], Any] | None = None
     compact: bool = False

@@ -135,8 +135,19 @@ class Ledger:
             slot, image, group, y, x = (
                 t[row][ok].cpu() for t in (spans.slot, spans.image, spans.group, spans.y, spans.x)
             )
-            made.append(VisualTokens(slot, image, group, y, x, torch.isin(slot, present)))
+            kept = torch.isin(slot, present)
+            made.append(VisualTokens(slot, image, group, y, x, kept, self._weights(row, layer, slot) * kept))
         return made
+
+    def _weights(self, row: int, layer: int, slot: Tensor) -> Tensor:
+        """How many tokens each candidate of a row stands for at `layer` [n]: what was merged last counts."""
+        weight = torch.ones(len(slot))
+        assert self._last is not None
+        for at, slots, weights in self._last.merged:
+            if at <= layer:
+                where = (slot[:, None] == slots[row].cpu()) & (weights[row].cpu() > 0)
+                weight = torch.where(where.any(1), (where * weights[row].float().cpu()).sum(1), weight)
+        return weight
 
     def kv_positions(self, layer: int) -> Tensor:
         """Logical positions stored at `layer` after the last call [B, Hkv, S]; -1 for none."""

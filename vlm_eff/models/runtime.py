@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlm_eff.core.action import Action, Attend, AttendBlocks, Bias
+from vlm_eff.core.action import Action, Attend, AttendBlocks, Bias, Merge
 from vlm_eff.core.handle import Handle, Undo
 from vlm_eff.core.plugin import AttentionSite, Plugin, Site
 from vlm_eff.core.report import Stats, VisualTokens
@@ -288,6 +288,8 @@ class Runtime:
             call.log_weight = add_log_weight(action, call.spans, call.log_weight, call.length)
             self.penalties += [] if action.penalty is None else [action.penalty]
             return hidden
+        if isinstance(action, Merge):
+            call.merged.append((index, candidates.slot.gather(1, action.index), action.weight * action.valid))
         hidden, call.survivors, call.spans = apply_action(action, hidden, before, candidates, self.adapter.ordered)
         if self.reviver.serves(plugin) and now.cache is not None:
             self.reviver.shed(call, index, now, whole, before, candidates)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -17,6 +18,7 @@ from vlm_eff.demo.page.failing import telling, told
 from vlm_eff.demo.page.running import Heard, run, visitor_of
 from vlm_eff.demo.page.specs import plugins_of
 from vlm_eff.demo.page.uploads import PICTURES, pictures
+from vlm_eff.demo.work.code import code_for
 from vlm_eff.demo.work.image import BARE, WITH, Looked, Question, cost_chart, layers_chart, look
 
 _DEFAULT = "pyramiddrop:keep_ratio=0.5"
@@ -44,20 +46,26 @@ def add(desk: Desk) -> None:
             with gr.Row():
                 bare = gr.Textbox(label="Bare model", lines=2, interactive=False)
                 arm = gr.Textbox(label="With the plugins", lines=2, interactive=False, elem_id="image-answer")
-            kept_state = gr.State(())
+            kept_state, tower_state = gr.State(()), gr.State(())
             layer = gr.Slider(0, 1, 0, step=1, label="Decoder layer", elem_id="image-layer")
             gallery = gr.Gallery(
-                label="What the layer still sees: clear cells are kept", columns=4, height=420, format="png"
+                label="What is left: clear cells are kept, outlined ones stand for others too, dark ones are gone",
+                columns=4,
+                height=420,
+                format="png",
             )
             why = gr.Markdown()
             costs = gr.Plot(label="Costs")
             layers = gr.Plot(label="By layer")
+            code = gr.Code(label="The same in Python", language="python", interactive=False)
             stats = gr.Code(label="handle.stats()", language=None, interactive=False)
             record = gr.File(label="All numbers, JSON", interactive=False)
-    outputs = [bare, arm, kept_state, layer, gallery, why, costs, layers, stats, record]
+    outputs = [bare, arm, kept_state, tower_state, layer, gallery, why, costs, layers, code, stats, record]
     inputs = [files, prompt, specs, length, pairs, seed]
     ask.click(_asker(desk), inputs, outputs, api_name="ask_image", concurrency_id="model", concurrency_limit=1)
-    layer.change(show_layer, [kept_state, layer], gallery, api_visibility="private", show_progress="hidden")
+    layer.change(
+        show_layer, [kept_state, tower_state, layer], gallery, api_visibility="private", show_progress="hidden"
+    )
     stop.click(stopper(desk), None, None, api_name="stop", queue=False)
 
 
@@ -100,9 +108,11 @@ def stopper(desk: Desk) -> Any:
     return stop
 
 
-def show_layer(kept: Kept, layer: float) -> list[Image.Image]:
-    """The pictures of one decoder layer."""
-    return list(kept[min(int(layer), len(kept) - 1)]) if kept else []
+def show_layer(kept: Kept, tower: tuple[Image.Image, ...], layer: float) -> list[tuple[Image.Image, str]]:
+    """The pictures of one decoder layer, and behind them those of the end of the tower."""
+    at = min(int(layer), len(kept) - 1)
+    shown = [(one, f"decoder layer {at}") for one in kept[at]] if kept else []
+    return [*shown, *((one, "end of the vision tower") for one in tower)]
 
 
 def _asker(desk: Desk) -> Any:
@@ -129,9 +139,9 @@ def _asker(desk: Desk) -> Any:
         for news in run(desk, visitor_of(request), lambda watch: look(desk.subject, question, watch), progress):
             if isinstance(news, Heard):
                 said[news.who] = news.text
-                yield said.get(BARE, ""), said.get(WITH, ""), *[gr.skip()] * 8
+                yield said.get(BARE, ""), said.get(WITH, ""), *[gr.skip()] * 10
             else:
-                yield _shown(desk, news.result)
+                yield _shown(desk, news.result, [Path(one).name for one in files or ()])
 
     return ask
 
@@ -141,7 +151,20 @@ def _pairs(pairs: float) -> int:
     return 0 if pairs < 1 else max(3, min(int(pairs), _MOST_PAIRS))
 
 
-def _shown(desk: Desk, found: Looked) -> tuple[Any, ...]:
+def _code(desk: Desk, found: Looked, names: list[str]) -> str:
+    question = found.question
+    return code_for(
+        desk.subject.name,
+        list(question.plugins),
+        question.prompt,
+        pictures=names,
+        max_new_tokens=question.max_new_tokens,
+        dtype=str(desk.subject.model.dtype).removeprefix("torch."),
+        device=desk.subject.device.type,
+    )
+
+
+def _shown(desk: Desk, found: Looked, names: list[str]) -> tuple[Any, ...]:
     last = len(found.report.visual_per_layer) - 1
     where = f"{found.device}. " + (f"Times: {found.timing}." if found.times else "Nothing was timed.")
     record = write_file(desk.folder / f"image-{uuid.uuid4().hex[:8]}.json", json.dumps(found.to_dict(), indent=2))
@@ -149,11 +172,13 @@ def _shown(desk: Desk, found: Looked) -> tuple[Any, ...]:
         found.bare,
         found.arm,
         found.kept,
+        found.tower,
         gr.Slider(maximum=last, value=last),
-        show_layer(found.kept, last),
+        show_layer(found.kept, found.tower, last),
         found.no_overlay or where,
         cost_chart(found),
         layers_chart(found),
+        _code(desk, found, names),
         str(found.stats),
         str(record),
     )

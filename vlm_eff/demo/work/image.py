@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from PIL import Image
 
 from vlm_eff.core.errors import CapabilityError
@@ -55,6 +56,7 @@ class Looked:
     """A question answered twice.
 
     kept:  by decoder layer, one picture an image: kept cells clear, gone ones dark; empty with `no_overlay`, the reason
+    tower: the same of the end of the vision tower, where plugins act inside it
     times: with the plugins / bare, of "ttft" and "tpot"; empty when nothing was timed
     """
 
@@ -65,6 +67,7 @@ class Looked:
     stats: Stats
     kept: tuple[tuple[Image.Image, ...], ...]
     no_overlay: str
+    tower: tuple[Image.Image, ...]
     times: dict[str, PairedTimes]
     timing: str
     device: str
@@ -119,9 +122,10 @@ def look(subject: Subject, question: Question, watch: Watch) -> Looked:
         stats = handle.stats()
         watch.step(0.5, "drawing what is left")
         kept, why = pictures_by_layer(subject, question.images, handle)
+        tower = tower_pictures(subject, question.images, handle)
         times = _times(subject, handle, inputs, question, watch) if question.pairs else {}
     timing, device = timing_label(subject), describe_device(subject.device)
-    return Looked(question, subject.name, bare.text, arm.text, stats, kept, why, times, timing, device)
+    return Looked(question, subject.name, bare.text, arm.text, stats, kept, why, tower, times, timing, device)
 
 
 def pictures_by_layer(
@@ -131,11 +135,11 @@ def pictures_by_layer(
     report = handle.stats().last
     assert report is not None  # a picture was asked about
     made: list[tuple[Image.Image, ...]] = []
-    before: list[bool] = []
+    before: tuple[list[bool], list[float]] | None = None
     for layer in range(len(report.visual_per_layer)):
         tokens = handle.visual(layer)[0]
-        now = tokens.kept.tolist()
-        if made and now == before:
+        now = (tokens.kept.tolist(), tokens.weight.tolist())
+        if now == before:
             made.append(made[-1])
             continue
         try:
@@ -145,6 +149,35 @@ def pictures_by_layer(
         made.append(drawn)
         before = now
     return tuple(made), ""
+
+
+def tower_pictures(
+    subject: Subject, images: Sequence[Image.Image], handle: Handle, side: int = 384
+) -> tuple[Image.Image, ...]:
+    """What the vision tower computed at its end, one picture an image; nothing where its patches are no cells.
+
+    Behind a tower every token is there again, with the feature of the one that it was merged into.
+    """
+    stats = handle.stats()
+    if not stats.towers:
+        return ()
+    tokens, made = handle.visual(0)[0], []
+    groups = handle.tower_groups(len(stats.towers[-1].attended) - 1)
+    for number, (image, (group, place)) in enumerate(zip(images, groups, strict=False)):
+        here = (tokens.image == number).nonzero().flatten()
+        # class token and registers stand in front
+        front = len(group) - len(here)
+        if front < 0:
+            return ()
+        size = torch.bincount(group[group >= 0], minlength=len(place)).float()
+        weight = torch.zeros(len(tokens.slot))
+        weight[here] = torch.zeros(len(group)).scatter(0, place, size)[front:]
+        drawn = replace(tokens, kept=weight > 0, weight=weight)
+        try:
+            made.append(overlay(subject.seen(image), drawn, number, side=side))
+        except CapabilityError:
+            return ()
+    return tuple(made)
 
 
 def _times(subject: Subject, handle: Handle, inputs: Any, question: Question, watch: Watch) -> dict[str, PairedTimes]:
