@@ -22,18 +22,9 @@ from vlm_eff.core.handle import Handle
 from vlm_eff.core.plugin import Plugin
 from vlm_eff.eval.metrics import METRICS, Score
 from vlm_eff.eval.runs.asking import Answer, Shown, Shows, ask, show, shows
-from vlm_eff.eval.runs.folder import (
-    HEADER,
-    SAMPLES,
-    Header,
-    Run,
-    Sample,
-    SampleWriter,
-    read_header,
-    read_run,
-    write_header,
-)
-from vlm_eff.eval.runs.plan import Shard, batches, limited
+from vlm_eff.eval.runs.folder import SAMPLES, Header, Run, Sample, SampleWriter, read_run
+from vlm_eff.eval.runs.opening import agree, begin, rest_of
+from vlm_eff.eval.runs.plan import Shard, limited
 from vlm_eff.eval.subject import Subject
 from vlm_eff.eval.tasks.item import Item, Task
 from vlm_eff.models.attach import attach
@@ -83,31 +74,33 @@ def run_task(
             a line that says so, with status "error"; it counts as wrong.
     """
     settings, part = settings or RunSettings(), shard or Shard()
-    _check_gold(task)
-    task = limited(task, settings.limit, whole=task.whole)
-    header = _header(subject, task, plugins, specs, settings)
-    _agree(folder, header, part)
-    done = read_run(folder).samples if (folder / HEADER).exists() else {}
-    mine = [batch for batch in batches(task.items, settings.batch_size) if part.owns(batch)]
-    left = [batch for batch in mine if any(item.id not in done for item in batch)]
-    if not left:
-        _begin(folder, header, part)
+    task = task_of(task, settings)
+    header = header_of(subject, task, plugins, specs, settings)
+    agree(folder, header)
+    rest = rest_of(folder, task, settings.batch_size, part)
+    if not rest.left:
+        begin(folder, header)
         return read_run(folder)
-    total, finished = sum(map(len, mine)), sum(item.id in done for batch in mine for item in batch)
+    finished = rest.finished
     name = SAMPLES if part.count == 1 else f"samples-{part.rank}.jsonl"
     # what cannot be attached leaves no folder behind
     with attach(subject.model, *plugins) if plugins else nullcontext() as handle:
-        _begin(folder, header, part)
+        begin(folder, header)
         with SampleWriter(folder / name) as writer:
-            for batch in left:
-                # the whole batch again, though some of it has lines: padding is part of what decides the last bits
-                made = _asked(subject, task, batch, handle, header.settings)
-                new = [sample for sample in made if sample.id not in done]
+            for batch in rest.left:
+                made = ask_batch(subject, task, batch, handle, header.settings)
+                new = [sample for sample in made if sample.id not in rest.done]
                 writer.add(new)
                 finished += len(new)
                 if watch is not None:
-                    watch(finished, total)
+                    watch(finished, rest.total)
     return read_run(folder)
+
+
+def task_of(task: Task, settings: RunSettings) -> Task:
+    """The task with as many items as are asked; raises `InputError` for gold answers that are missing or unusable."""
+    _check_gold(task)
+    return limited(task, settings.limit, whole=task.whole)
 
 
 def _check_gold(task: Task) -> None:
@@ -121,9 +114,13 @@ def _check_gold(task: Task) -> None:
             raise InputError(f"item {item.id!r} of {task.name}: {error}") from None
 
 
-def _asked(
+def ask_batch(
     subject: Subject, task: Task, batch: Sequence[Item], handle: Handle | None, settings: dict[str, Any]
 ) -> list[Sample]:
+    """A line for each item of a batch; raises whatever the model or a plugin raises, see `run_task`.
+
+    handle: of the plugins on the model, None for the bare one; settings: of the run's header
+    """
     shown = [show(item, task.sampling, settings["video_as"]) for item in batch]
     rows = [one.row for one in shown if one.row is not None]
     torch.manual_seed(settings["seed"])
@@ -159,9 +156,10 @@ def _sample(task: Task, shown: Shown, answer: Answer | None) -> Sample:
     )
 
 
-def _header(
+def header_of(
     subject: Subject, task: Task, plugins: Sequence[Plugin], specs: Sequence[str], settings: RunSettings
 ) -> Header:
+    """What `run.json` says of a run; task: as `task_of` gives it."""
     return Header(
         task={
             "name": task.name,
@@ -184,40 +182,6 @@ def _header(
         packages=package_versions(),
         date=datetime.now(UTC).date().isoformat(),
     )
-
-
-# what may differ when a run is taken up again
-_FREE = {"date", "specs"}
-
-
-def _begin(folder: Path, header: Header, shard: Shard) -> None:
-    """Write the header, or check the one that another process wrote meanwhile."""
-    if not write_header(folder, header):
-        _agree(folder, header, shard)
-
-
-def _agree(folder: Path, header: Header, shard: Shard) -> None:
-    """Raise `InputError` unless the folder is free, or holds a run of the same."""
-    if not (folder / HEADER).exists():
-        if folder.is_dir() and any(folder.iterdir()) and shard.count == 1:
-            accepted = "an empty folder, a new one, or one with a run to take up"
-            raise InputError(explain(f"{folder} holds other files", accepted, "Choose another folder"))
-        return
-    old, new = asdict(read_header(folder)), asdict(header)
-    wrong = [
-        f"{name}.{key}" if key else name for name in old if name not in _FREE for key in _differing(old, new, name)
-    ]
-    if wrong:
-        got = f"{folder} holds a run with another {', '.join(sorted(wrong))}"
-        raise InputError(explain(got, "the same task, model, plugins and settings", "Choose another folder"))
-
-
-def _differing(old: dict[str, Any], new: dict[str, Any], name: str) -> list[str]:
-    if old[name] == new[name]:
-        return []
-    if not isinstance(old[name], dict):
-        return [""]
-    return [key for key in {**old[name], **new[name]} if old[name].get(key) != new[name].get(key)]
 
 
 def owner_of(environment: dict[str, str] | None = None) -> Shard:
