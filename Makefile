@@ -3,11 +3,12 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 BRIDGES := .venv-bridges
+RAY := .venv-ray
 # two workers with one thread each: more threads only wait for one another on models this small
 WORKERS ?= 2
 PYTEST = OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
-.PHONY: demo test test-bridges lint examples bench smol bench-smol readme clean
+.PHONY: demo test test-bridges test-ray lint examples bench smol bench-smol readme clean
 
 demo: $(VENV)/.demo
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m vlm_eff.demo
@@ -20,6 +21,10 @@ test: $(VENV)/.dev
 # the model `vlm_eff` inside lmms-eval, offline, in an environment beside the first
 test-bridges: $(BRIDGES)/.made
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 $(BRIDGES)/bin/python -m pytest -W ignore tests/bridges
+
+# evaluation by Ray Data workers, in an environment beside the first; its processes find the tests by PYTHONPATH
+test-ray: $(RAY)/.made
+	PYTHONPATH=. OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 $(RAY)/bin/python -m pytest tests/eval/runs/test_ray_pool.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -61,7 +66,7 @@ readme: $(VENV)/.dev
 	$(BIN)/python -m vlm_eff.eval.readme --write
 
 clean:
-	rm -rf $(VENV) $(BRIDGES) out build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(BRIDGES) $(RAY) out build dist .pytest_cache .mypy_cache .ruff_cache
 
 $(BIN)/python:
 	@echo "vlm-eff: making $(VENV) with $(PYTHON)"
@@ -79,16 +84,28 @@ $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	@touch $@ $(VENV)/.demo
 	@echo "vlm-eff: installed"
 
-# lmms-eval wants an older PyAV and 6.9 GB of what is there already: it gets a place of its own that sees the first
-# environment, and of its needs those that its transformers backends import
+# a place of its own that sees the first environment
 PURELIB := -c "import sysconfig; print(sysconfig.get_path('purelib'))"
+define make_beside
+@$(PYTHON) -m venv $(1)
+@echo "import site; site.addsitedir('$$($(BIN)/python $(PURELIB))')" > "$$($(1)/bin/python $(PURELIB))/beside.pth"
+endef
+
+# lmms-eval wants an older PyAV and 6.9 GB of what is there already: of its needs those that its transformers backends
+# import
 $(BRIDGES)/.made: $(VENV)/.dev
 	@echo "vlm-eff: making $(BRIDGES) with lmms-eval; pip will list needs of lmms-eval that are left out on purpose"
-	@$(PYTHON) -m venv $(BRIDGES)
-	@echo "import site; site.addsitedir('$$($(BIN)/python $(PURELIB))')" > "$$($(BRIDGES)/bin/python $(PURELIB))/beside.pth"
+	$(call make_beside,$(BRIDGES))
 	@$(BRIDGES)/bin/python -m pip install -qq --disable-pip-version-check --no-deps lmms-eval==0.7.3 decord
 	@$(BRIDGES)/bin/python -m pip install -qq --disable-pip-version-check loguru datasets sacrebleu jsonlines tenacity \
 	  openpyxl pytablewriter httpx evaluate peft
+	@touch $@
+	@echo "vlm-eff: installed"
+
+$(RAY)/.made: $(VENV)/.dev
+	@echo "vlm-eff: making $(RAY) with Ray"
+	$(call make_beside,$(RAY))
+	@$(RAY)/bin/python -m pip install -qq --disable-pip-version-check "ray[data]>=2.60"
 	@touch $@
 	@echo "vlm-eff: installed"
 

@@ -23,6 +23,7 @@ PYTHON = [block for block in BLOCKS if block.language == "python"]
 # a block that is compiled and not run, by page and a line of it; everything else runs
 NOT_RUN = {
     ("docs/scale.md", "# torchrun --nproc-per-node 2 ask.py"): "needs two ranks; tests/scale runs the same on two",
+    ("docs/scale.md", "import run_with_ray"): "needs Ray; tests/eval/runs/test_ray_pool.py runs it",
 }
 # what a block may be in: python runs, bash is checked (test_commands.py), toml and json are read, text was printed by
 # a program or is a drawing, mermaid is drawn by the site
