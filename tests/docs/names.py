@@ -111,10 +111,10 @@ def _tuning(_: pytest.MonkeyPatch) -> Names:
 
 def _video(_: pytest.MonkeyPatch) -> Names:
     from tests.video.clips import write_clip
-    from tests.video.test_in_runs import subject
+    from tests.video.watcher import watching_subject
 
     write_clip(Path("clip.mp4"), frames=40)
-    return {"processor": subject().processor, "text": "<|vision_start|><|video_pad|><|vision_end|> w20"}
+    return {"processor": watching_subject().processor, "text": "<|vision_start|><|video_pad|><|vision_end|> w20"}
 
 
 def _bridges(monkeypatch: pytest.MonkeyPatch) -> Names:
