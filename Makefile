@@ -8,7 +8,7 @@ RAY := .venv-ray
 WORKERS ?= 2
 PYTEST = OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
-.PHONY: demo test test-bridges test-ray lint examples bench smol bench-smol readme clean
+.PHONY: demo test test-bridges test-ray lint examples docs bench smol bench-smol readme clean
 
 demo: $(VENV)/.demo
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m vlm_eff.demo
@@ -34,6 +34,11 @@ lint: $(VENV)/.dev
 
 examples: $(VENV)/.dev
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python examples
+
+# the site, into out/site; a link that leads nowhere or a page that nobody lists fails
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/mkdocs build --quiet
+	@echo "vlm-eff: out/site/index.html"
 
 # the records behind README.md; on a CPU times are ratios, never absolute speed
 bench: $(VENV)/.bench
@@ -77,6 +82,11 @@ $(VENV)/.demo: pyproject.toml | $(BIN)/python
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --editable ".[reference]"
 	@touch $@
 	@echo "vlm-eff: installed"
+
+$(VENV)/.docs: pyproject.toml | $(BIN)/python
+	@echo "vlm-eff: installing the package and what builds the site"
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --editable ".[docs]"
+	@touch $@
 
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	@echo "vlm-eff: installing the package and the development tools (the first time takes a few minutes, mostly torch)"

@@ -29,7 +29,7 @@ class MethodRow:
 
 def method_rows() -> list[MethodRow]:
     """Every method, ours and those of installed packages, by room and name."""
-    rows = [_row(method) for method in vlm_eff.methods().values()]
+    rows = [method_row(method) for method in vlm_eff.methods().values()]
     return sorted(rows, key=lambda row: (row.room, row.name))
 
 
@@ -38,7 +38,8 @@ def families_text(row: MethodRow) -> str:
     return "all" if set(row.families) == set(FAMILIES) else ", ".join(row.families) or "none"
 
 
-def _row(method: Method) -> MethodRow:
+def method_row(method: Method) -> MethodRow:
+    """What the table says of this method."""
     # the contract tests run every method of ours on every adapter, so an empty list means all of them
     ours = method.room != "third party"
     families = method.families or (tuple(FAMILIES) if ours else ())

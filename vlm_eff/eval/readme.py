@@ -146,14 +146,15 @@ def method_table() -> str:
     """The registry as a Markdown table, families with an adapter below it."""
     lines = ["| method | room | what it does | acts | paper | tested families |", "|---|---|---|---|---|---|"]
     lines += [
-        f"| `{row.name}` | {row.room} | {row.summary} | {row.acts} | {_linked(row.paper)} | {families_text(row)} |"
+        f"| `{row.name}` | {row.room} | {row.summary} | {row.acts} | {linked(row.paper)} | {families_text(row)} |"
         for row in method_rows()
         if row.room != "third party"
     ]
     return "\n".join([*lines, "", f"Families with an adapter: {', '.join(FAMILIES)}."])
 
 
-def _linked(paper: str) -> str:
+def linked(paper: str) -> str:
+    """Text with a link behind every arXiv number."""
     return re.sub(r"arXiv:(\d{4}\.\d{5})", r"[\1](https://arxiv.org/abs/\1)", paper)
 
 
