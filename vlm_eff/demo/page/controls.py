@@ -15,6 +15,7 @@ from vlm_eff.demo.page.failing import telling
 from vlm_eff.demo.page.knobs import Knob, knobs_of, methods_for, shown, spec_at, spec_of
 from vlm_eff.demo.page.running import visitor_of
 
+LONGEST_ANSWER = 256
 _INFO = "One a line, such as pyramiddrop:keep_ratio=0.5; several are attached together."
 
 
@@ -42,6 +43,16 @@ def spec_box(desk: Desk, rooms: Sequence[str], default: str, *, budget: bool = T
             offered = gr.Dropdown(sorted(desk.offered), value=None, label="Offered by whoever started this page")
             offered.input(_added, [specs, offered], specs, api_visibility="private")
     return specs
+
+
+def length_slider() -> gr.Slider:
+    """How long an answer may become."""
+    return gr.Slider(1, LONGEST_ANSWER, 32, step=1, label="Longest answer, tokens")
+
+
+def length_of(given: float) -> int:
+    """The tokens that were chosen, within the limits whoever asks."""
+    return max(1, min(int(given), LONGEST_ANSWER))
 
 
 def _panel(known: dict[str, Method], specs: gr.Textbox) -> Any:

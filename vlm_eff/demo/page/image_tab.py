@@ -12,7 +12,7 @@ import gradio as gr
 from PIL import Image
 
 from vlm_eff.core.files import write_file
-from vlm_eff.demo.page.controls import spec_box
+from vlm_eff.demo.page.controls import length_of, length_slider, spec_box
 from vlm_eff.demo.page.desk import Desk
 from vlm_eff.demo.page.failing import telling, told
 from vlm_eff.demo.page.running import Heard, run, visitor_of
@@ -22,7 +22,6 @@ from vlm_eff.demo.work.code import code_for
 from vlm_eff.demo.work.image import BARE, WITH, Looked, Question, cost_chart, layers_chart, look
 
 _DEFAULT = "pyramiddrop:keep_ratio=0.5"
-_LONGEST_ANSWER = 256
 _MOST_PAIRS = 40
 _SECONDS = "Times are medians of interleaved pairs in this process; on a CPU only their ratio means something."
 
@@ -36,7 +35,7 @@ def add(desk: Desk) -> None:
             files, prompt = question_inputs(desk, "image")
             specs = spec_box(desk, ("tokens", "kvcache", "recipes"), _DEFAULT, name="image")
             with gr.Accordion("More", open=False):
-                length = gr.Slider(1, _LONGEST_ANSWER, 32, step=1, label="Longest answer, tokens")
+                length = length_slider()
                 pairs = gr.Slider(0, _MOST_PAIRS, 6, step=1, label="Timed pairs; 0 times nothing", info=_SECONDS)
                 seed = gr.Number(0, precision=0, label="Seed of the order in the pairs; answers are greedy")
             with gr.Row():
@@ -53,6 +52,7 @@ def add(desk: Desk) -> None:
                 columns=4,
                 height=420,
                 format="png",
+                object_fit="contain",
             )
             why = gr.Markdown()
             costs = gr.Plot(label="Costs")
@@ -82,7 +82,9 @@ def question_inputs(desk: Desk, name: str) -> tuple[gr.File, gr.Textbox]:
         height=120,
         elem_id=f"{name}-files",
     )
-    preview = gr.Gallery([str(first.path)], columns=4, height=180, show_label=False, interactive=False)
+    preview = gr.Gallery(
+        [str(first.path)], columns=4, height=180, show_label=False, interactive=False, object_fit="contain"
+    )
     prompt = gr.Textbox(first.prompt, label="Question", lines=1, elem_id=f"{name}-prompt")
 
     def chosen(title: str) -> tuple[list[str], str]:
@@ -131,7 +133,7 @@ def _asker(desk: Desk) -> Any:
                 tuple(pictures(files)),
                 prompt,
                 plugins_of(specs, desk.offered),
-                max_new_tokens=max(1, min(int(length), _LONGEST_ANSWER)),
+                max_new_tokens=length_of(length),
                 pairs=_pairs(pairs),
                 seed=int(seed or 0),
             )

@@ -41,16 +41,21 @@ def pair_bars(pairs: Sequence[Pair], label: str) -> Any:
     return figure
 
 
-def layer_bars(rows: Sequence[tuple[str, Sequence[float], Sequence[float]]]) -> Any:
-    """A panel a quantity, a bar a decoder layer; rows: (what, bare, with the plugin), the plugin drawn in front."""
+def layer_bars(
+    rows: Sequence[tuple[str, Sequence[float], Sequence[float]]], layers: Sequence[int] | None = None
+) -> Any:
+    """A panel a quantity, a bar a decoder layer, the plugin drawn in front.
+
+    rows: (what, bare, with the plugin); layers: numbers of the layers, where they are not all from 0 on
+    """
     figure = blank_figure(_WIDTH, 1.9 * len(rows))
     for (what, bare, arm), axes in zip(rows, figure.subplots(len(rows), 1, squeeze=False)[:, 0], strict=True):
-        layers = range(len(bare))
-        axes.bar(layers, bare, color=BARE_COLOUR, width=0.85, label="bare")
-        axes.bar(layers, arm, color=COLOUR, width=0.55, label="with the plugin")
-        axes.set_ylim(0, 1.15 * max(*bare, *arm, 1e-12))
+        places = layers or range(len(bare))
+        axes.bar(places, bare, color=BARE_COLOUR, width=0.85, label="bare")
+        axes.bar(places, arm, color=COLOUR, width=0.55, label="with the plugin")
+        axes.set_ylim(0, 1.3 * max(*bare, *arm, 1e-12))
         axes.set_ylabel(what, fontsize=8)
-        axes.set_xlim(-0.6, len(bare) - 0.4)
+        axes.set_xlim(places[0] - 0.6, places[-1] + 0.6)
         _plain(axes)
     axes.set_xlabel("decoder layer", fontsize=8)
     figure.axes[0].legend(fontsize=8, frameon=False, loc="upper right", ncols=2)
@@ -66,6 +71,8 @@ def _short(value: float) -> str:
     for limit, scale, sign in ((1e12, 1e12, "T"), (1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
         if value >= limit:
             return f"{value / scale:.3g}{sign}"
+    if value >= 1e3:
+        return f"{value:,.0f}"
     return f"{value:.3g}"
 
 

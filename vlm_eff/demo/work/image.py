@@ -14,6 +14,7 @@ from vlm_eff.core.handle import Handle
 from vlm_eff.core.plugin import Plugin
 from vlm_eff.core.report import PrefillReport, Stats
 from vlm_eff.demo.work.charts import Pair, layer_bars, pair_bars
+from vlm_eff.demo.work.costs import cost_pairs, layer_rows
 from vlm_eff.demo.work.watching import Watch
 from vlm_eff.eval.compare import timing_label
 from vlm_eff.eval.costs.watch import run_timed
@@ -200,15 +201,7 @@ def _times(subject: Subject, handle: Handle, inputs: Any, question: Question, wa
 
 def cost_chart(found: Looked) -> Any:
     """Costs bare and with the plugins: n_eq, FLOPs, bytes of the cache, times where they were measured."""
-    report, stats = found.report, found.stats
-    bytes_bare, bytes_arm = (
-        (stats.kv_bytes_bare, stats.kv_bytes) if stats.compressions else (report.kv_bytes_bare, report.kv_bytes)
-    )
-    pairs = [
-        Pair("n_eq", "visual tokens", report.visual_tokens, report.n_eq),
-        Pair("prefill FLOPs", "of the decoder", report.flops_bare, report.flops),
-        Pair("KV cache", "bytes", bytes_bare, bytes_arm),
-    ]
+    pairs = cost_pairs(found.stats)
     names = {"ttft": "first token", "tpot": "next tokens"}
     for name, times in found.times.items():
         # the median of the ratios is what counts; the bars are medians of each arm
@@ -218,16 +211,4 @@ def cost_chart(found: Looked) -> Any:
 
 def layers_chart(found: Looked) -> Any:
     """Visual tokens and cache entries of every decoder layer, bare and with the plugins."""
-    report, stats = found.report, found.stats
-    layers = len(report.visual_per_layer)
-    entries: Sequence[float] = report.kv_tokens
-    prompt = next((one for one in reversed(stats.compressions) if one.when == "prompt"), None)
-    if prompt is not None:
-        after = dict(zip(prompt.layers, prompt.after, strict=True))
-        entries = [after.get(layer, report.kv_tokens[layer]) for layer in range(layers)]
-    return layer_bars(
-        [
-            ("visual tokens", [report.visual_tokens] * layers, report.visual_per_layer),
-            ("cache entries", [report.kv_logical] * layers, entries),
-        ]
-    )
+    return layer_bars(layer_rows(found.stats))
