@@ -111,7 +111,7 @@ def _from_layer_one(method: str, num_layers: int) -> dict[str, Any]:
     known = inspect.signature(make).parameters
     sites = make().bind(BindContext("budget", num_layers)).sites
     layers = [site.layer for site in sites if isinstance(site, Site)]
-    if layers[0] < 1:
+    if not layers or layers[0] < 1:
         return {}
     if "layers" in known:
         return {"layers": tuple(layer - layers[0] + 1 for layer in layers)}

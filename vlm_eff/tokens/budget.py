@@ -38,6 +38,8 @@ def settings_for_budget(
     make = METHODS.get(method).make
     parameters = inspect.signature(make).parameters
     knob = "layer" if "keep_ratio" not in parameters and "layer" in parameters else "keep_ratio"
+    if knob not in parameters:
+        raise _no_knob(f"{method}, which has neither a keep_ratio nor a layer", n_eq)
 
     def at(value: float) -> tuple[float, dict[str, Any]]:
         settings = {**fixed, knob: value}
@@ -53,13 +55,9 @@ def settings_for_budget(
         low, high = 1e-6, 1.0
         least, most, below, above = at(low)[0], at(high)[0], 1, 1e-9
     if math.isnan(least):
-        raise ConfigError(
-            explain(
-                f"{method}, whose number of tokens follows from scores or layout, with n_eq={n_eq:g}",
-                "methods that keep a ratio or a count",
-                "Give the method its own settings, and read n_eq off handle.stats()",
-            )
-        )
+        raise _no_knob(f"{method}, whose number of tokens follows from scores or layout", n_eq)
+    if least == most == visual_tokens > n_eq:
+        raise _no_knob(f"{method}, which leaves every visual token in the language model", n_eq)
     if not least - below <= n_eq <= most + above:
         raise ConfigError(
             explain(
@@ -74,3 +72,13 @@ def settings_for_budget(
             low, high = (middle, high) if at(middle)[0] < n_eq else (low, middle)
         found = [at(low), at(high)]
     return min(found, key=lambda pair: abs(pair[0] - n_eq))[1]
+
+
+def _no_knob(method: str, n_eq: float) -> ConfigError:
+    return ConfigError(
+        explain(
+            f"{method}, with n_eq={n_eq:g}",
+            "methods that keep a ratio or a count",
+            "Give the method its own settings, and read n_eq off handle.stats()",
+        )
+    )
