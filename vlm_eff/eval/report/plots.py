@@ -68,7 +68,7 @@ def layers_plot(compared: Compared) -> Plot | None:
         return None
     figure = blank_figure(9, 4)
     axes = figure.subplots()
-    for row, style in zip(compared.rows, _styles(compared.rows), strict=True):
+    for row, style in zip(compared.rows, styles([row.summary.kind for row in compared.rows]), strict=True):
         counts = row.summary.per_layer
         if counts:
             axes.plot(range(len(counts)), counts, drawstyle="steps-mid", label=plain(row.summary.label), **style.line)
@@ -84,7 +84,7 @@ def group_plot(compared: Compared, name: str, groups: Sequence[Group]) -> Plot:
     rows, width = compared.rows, 0.8 / len(compared.rows)
     figure = blank_figure(max(7.0, 1.2 + 0.22 * len(shown) * (len(rows) + 1)), 4)
     axes = figure.subplots()
-    for index, (row, style) in enumerate(zip(rows, _styles(rows), strict=True)):
+    for index, (row, style) in enumerate(zip(rows, styles([row.summary.kind for row in rows]), strict=True)):
         places = [place + (index - (len(rows) - 1) / 2) * width for place in range(len(shown))]
         cells = [group.cells[index].accuracy for group in shown]
         heights = [100 * cell.value for cell in cells]
@@ -108,7 +108,7 @@ def plain(text: str) -> str:
 
 
 @dataclass(frozen=True)
-class _Style:
+class Style:
     """How a run is drawn: as a point, a line, a bar."""
 
     point: dict[str, Any]
@@ -116,23 +116,23 @@ class _Style:
     bar: dict[str, Any]
 
 
-def _styles(rows: Sequence[Row]) -> list[_Style]:
-    """The bare model black, baselines grey and hollow, everything else in colour."""
+def styles(kinds: Sequence[str]) -> list[Style]:
+    """A style a run, by its kind: "bare" black, a "baseline" grey and hollow, everything else in colour."""
     made = []
     methods = baselines = 0
-    for row in rows:
-        if row.summary.kind == "bare":
+    for kind in kinds:
+        if kind == "bare":
             point = {"color": _BARE, "marker": "s"}
-            made.append(_Style(point, {"color": _BARE}, {"color": "0.2"}))
-        elif row.summary.kind == "baseline":
+            made.append(Style(point, {"color": _BARE}, {"color": "0.2"}))
+        elif kind == "baseline":
             shape, dash = "Dv^<>PX"[baselines % 7], ("--", ":", "-.")[baselines % 3]
             point = {"color": _GREY, "marker": shape, "markerfacecolor": "white"}
             bar = {"facecolor": "white", "edgecolor": _GREY, "hatch": ("///", "...", "xxx")[baselines % 3]}
-            made.append(_Style(point, {"color": _GREY, "linestyle": dash}, bar))
+            made.append(Style(point, {"color": _GREY, "linestyle": dash}, bar))
             baselines += 1
         else:
             colour, shape = f"C{methods % 10}", "op*h8"[methods // 10 % 5]
-            made.append(_Style({"color": colour, "marker": shape}, {"color": colour}, {"color": colour}))
+            made.append(Style({"color": colour, "marker": shape}, {"color": colour}, {"color": colour}))
             methods += 1
     return made
 
@@ -146,7 +146,7 @@ def _pareto(
 ) -> Plot:
     figure = blank_figure(9, 4.5)
     axes = figure.subplots()
-    for row, style in zip(compared.rows, _styles(compared.rows), strict=True):
+    for row, style in zip(compared.rows, styles([row.summary.kind for row in compared.rows]), strict=True):
         label, accuracy = row.summary.label, row.summary.accuracy
         if label not in known:
             continue

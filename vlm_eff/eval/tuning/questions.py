@@ -18,10 +18,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor, LogitsProcessorList
+from transformers import LogitsProcessorList
 
 from vlm_eff.core.errors import InputError, explain
 from vlm_eff.core.plugin import Plugin
+from vlm_eff.eval.loyalty import LED_TOKENS, Led
 from vlm_eff.eval.metrics import METRICS
 from vlm_eff.eval.runs.asking import show, shows
 from vlm_eff.eval.runs.plan import batches
@@ -29,28 +30,6 @@ from vlm_eff.eval.subject import Row, Subject
 from vlm_eff.eval.tasks.item import Item, Task
 from vlm_eff.eval.tuning.budget import Costs, costs_of
 from vlm_eff.models.attach import attach
-
-# of an answer, so that a long one does not cost as much as the rest of the calibration
-_LED_TOKENS = 16
-
-
-class _Led(LogitsProcessor):  # type: ignore[misc]
-    """Makes a model say given tokens, and notes what it would have thought of them.
-
-    tokens: [B, n]; what follows them is the model's own
-    """
-
-    def __init__(self, tokens: Tensor) -> None:
-        self._tokens, self._step = tokens, 0
-        self.logs: list[Tensor] = []
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        step, self._step = self._step, self._step + 1
-        if step >= self._tokens.shape[1]:
-            return scores
-        wanted = self._tokens[:, step, None]
-        self.logs.append(scores.float().log_softmax(-1).gather(1, wanted)[:, 0])
-        return torch.full_like(scores, -torch.inf).scatter(1, wanted, 0.0)
 
 
 @dataclass(frozen=True)
@@ -116,7 +95,7 @@ class Questions:
         kept, worth = [], []
         with self._attached(plugins):
             for batch in self._batches:
-                led = _Led(torch.cat((batch.tail, batch.said), 1))
+                led = Led(torch.cat((batch.tail, batch.said), 1))
                 self._generate(batch.inputs, led, batch.tail.shape[1] + batch.said.shape[1])
                 logs = torch.zeros_like(batch.said, dtype=torch.float32)
                 # generation ends with the last answer, and padding behind an end counts for nothing
@@ -137,7 +116,7 @@ class Questions:
                 if handle is not None:
                     handle.reset()
                 tail = batch.tail.shape[1]
-                new = self._generate(batch.inputs, _Led(batch.tail), tail + self._task.max_new_tokens)
+                new = self._generate(batch.inputs, Led(batch.tail), tail + self._task.max_new_tokens)
                 said = self._subject.processor.batch_decode(new[:, tail:], skip_special_tokens=True)
                 for item, text in zip(batch.items, said, strict=True):
                     texts[item.id] = text.strip()
@@ -163,8 +142,8 @@ class Questions:
 
     @torch.inference_mode()
     def _bare(self, batch: Sequence[Item], inputs: dict[str, Any], tail: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        longest = min(self._task.max_new_tokens, _LED_TOKENS)
-        said = self._generate(inputs, _Led(tail), tail.shape[1] + longest)[:, tail.shape[1] :]
+        longest = min(self._task.max_new_tokens, LED_TOKENS)
+        said = self._generate(inputs, Led(tail), tail.shape[1] + longest)[:, tail.shape[1] :]
         ended = torch.isin(said, _ends(self._subject, said))
         # up to the first end, that one included
         real = (ended.cumsum(1) - ended.int()) == 0
@@ -175,7 +154,7 @@ class Questions:
     def _score(self, item: Item, text: str) -> float:
         return METRICS.get(self._task.metric).score(text.strip(), item.gold, item_id=item.id).value
 
-    def _generate(self, inputs: dict[str, Any], led: _Led, count: int) -> Tensor:
+    def _generate(self, inputs: dict[str, Any], led: Led, count: int) -> Tensor:
         output: Tensor = self._subject.model.generate(
             **inputs, max_new_tokens=count, do_sample=False, logits_processor=LogitsProcessorList([led])
         )
