@@ -72,7 +72,14 @@ def _painter(options: DemoOptions) -> tuple[Callable[[str, tuple[int, ...]], Pai
             )
         return None, ""
 
+    loaded: list[Painter] = []
+
     def make(prompt: str, classes: tuple[int, ...]) -> Painter:
-        return load_painter(name, prompt=prompt, classes=classes, dtype=options.dtype, device=options.device)
+        # the pipeline is loaded when somebody first draws, and stays
+        if not loaded:
+            loaded.append(
+                load_painter(name, prompt=prompt, classes=classes, dtype=options.dtype, device=options.device)
+            )
+        return loaded[0].asking(prompt=prompt, classes=classes)
 
     return make, name

@@ -90,7 +90,7 @@ def compare(
             if watch is not None:
                 watch(name, handle)
             times = time_first_token(subject, handle, inputs, pairs, warmup, seed) if pairs else None
-        arms.append(_arm(name, answer, bare_answer, report, times))
+        arms.append(arm_of(name, answer, bare_answer, report, times))
     return Comparison(
         subject.name,
         question,
@@ -125,7 +125,8 @@ def _last(handle: Handle) -> PrefillReport:
     return report
 
 
-def _arm(name: str, answer: str, bare: str, report: PrefillReport, times: PairedTimes | None) -> Arm:
+def arm_of(name: str, answer: str, bare: str, report: PrefillReport, times: PairedTimes | None) -> Arm:
+    """What an answer with a plugin, and the prefill it began with, come to beside the bare answer."""
     return Arm(
         plugin=name,
         answer=answer,

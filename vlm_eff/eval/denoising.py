@@ -94,7 +94,9 @@ def compare_denoising(
         arms.append(_arm(name, report, likeness(made, full), times))
         pictures.append(made)
     scheduler = type(painter.pipe.scheduler).__name__
-    for count in sorted({_same_cost(arm, steps) for arm in arms} - {steps}, reverse=True):
+    for count in sorted(
+        {same_cost(arm.evaluations / arm.evaluations_bare, steps) for arm in arms} - {steps}, reverse=True
+    ):
         made = paint(count)
         share = count / steps
         bare = arms[0].evaluations_bare
@@ -117,8 +119,9 @@ def by_step(report: DenoiseReport) -> tuple[float, ...]:
     return tuple(sum(shares) / len(shares) for shares in found)
 
 
-def _same_cost(arm: DenoiseArm, steps: int) -> int:
-    return max(1, round(steps * arm.evaluations / arm.evaluations_bare))
+def same_cost(share: float, steps: int) -> int:
+    """Steps of a bare run that cost nearest to this share of `steps` of them; 1 or more."""
+    return max(1, round(steps * share))
 
 
 def _arm(name: str, report: DenoiseReport, quality: float, times: PairedTimes | None) -> DenoiseArm:

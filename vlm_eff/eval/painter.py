@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor
 
 from vlm_eff.core.errors import InputError, explain
 from vlm_eff.eval.loading import device_of, dtype_of, first_line
+from vlm_eff.models.denoise.clock import Clock
 from vlm_eff.reference.diffusion import generate, load_small_dit_pipeline, load_small_unet_pipeline, need_diffusers
 
 SMALL = ("small-unet", "small-dit")
@@ -34,12 +37,23 @@ class Painter:
         found: torch.device = self.pipe.device
         return found
 
-    def paint(self, *, steps: int, guidance: float, seed: int) -> Tensor:
+    def asking(self, *, prompt: str = "", classes: tuple[int, ...] = ()) -> Painter:
+        """The same pipeline, asked for something else; raises as `load_painter` does."""
+        return replace(self, asked=_asked(self.name, prompt, classes))
+
+    def paint(self, *, steps: int, guidance: float, seed: int, after: Callable[[int], None] | None = None) -> Tensor:
         """Pictures [B, 3, H, W] in -1 to 1, of one seed; a video counts as its frames.
+
+        after: called behind every step of the scheduler with how many are done; what it raises ends the run, and the
+               pipeline is ready for the next one
 
         Raises:
             InputError: the pipeline returns nothing that looks like pictures.
         """
+        with nullcontext() if after is None else _following(self.pipe.scheduler, after):
+            return self._paint(steps, guidance, seed)
+
+    def _paint(self, steps: int, guidance: float, seed: int) -> Tensor:
         if self.small:
             drawn: Tensor = generate(self.pipe, self.asked["labels"], steps=steps, guidance=guidance, seed=seed)
             return drawn
@@ -57,6 +71,17 @@ class Painter:
         return pictures.float().flatten(0, -4).mul(2).sub(1).cpu()
 
 
+@contextmanager
+def _following(scheduler: Any, after: Callable[[int], None]) -> Iterator[None]:
+    clock = Clock(lambda: None, lambda: None)
+    clock.listeners.append(lambda given: after(clock.index + 1))
+    clock.watch(scheduler)
+    try:
+        yield
+    finally:
+        clock.release()
+
+
 def load_painter(
     name: str, *, prompt: str = "", classes: tuple[int, ...] = (), dtype: str = "auto", device: str = "auto"
 ) -> Painter:
@@ -69,21 +94,27 @@ def load_painter(
         InputError: nothing to draw, a prompt for a pipeline of classes, or files that are no pipeline.
     """
     need_diffusers()
-    place = device_of(device)
+    place, small = device_of(device), name in SMALL
+    asked = _asked(name, prompt, classes)
+    if small:
+        pipe: Any = load_small_unet_pipeline() if name == "small-unet" else load_small_dit_pipeline()
+    else:
+        pipe = _load(name, getattr(torch, dtype_of(dtype, place)))
+        pipe.set_progress_bar_config(disable=True)
+    return Painter(pipe.to(place), name, asked, small)
+
+
+def _asked(name: str, prompt: str, classes: tuple[int, ...]) -> dict[str, Any]:
     if name in SMALL:
         if prompt:
             raise InputError(
                 explain(f"a prompt for {name}", "class ids, 0 to 9", "Use --class, or name another model with --model")
             )
-        labels = list(classes) or [3]
-        pipe: Any = load_small_unet_pipeline() if name == "small-unet" else load_small_dit_pipeline()
-        return Painter(pipe.to(place), name, {"labels": labels}, small=True)
+        return {"labels": list(classes) or [3]}
     if bool(prompt) == bool(classes):
         got = "neither a prompt nor classes" if not prompt else "a prompt and classes"
         raise InputError(explain(got, "one of the two", "Say what to draw with --prompt or --class"))
-    pipe = _load(name, getattr(torch, dtype_of(dtype, place))).to(place)
-    pipe.set_progress_bar_config(disable=True)
-    return Painter(pipe, name, {"prompt": prompt} if prompt else {"class_labels": list(classes)})
+    return {"prompt": prompt} if prompt else {"class_labels": list(classes)}
 
 
 def _load(name: str, dtype: torch.dtype) -> Any:

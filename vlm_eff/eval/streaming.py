@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,10 +21,11 @@ _READ_EVERY = 8
 
 @dataclass(frozen=True)
 class Spoken:
-    """A greedy answer: its text, and the new tokens, the one that ends it included."""
+    """A greedy answer: its text, how many new tokens it took, the one that ends it included, and these [1, n]."""
 
     text: str
     tokens: int
+    ids: Tensor = field(repr=False)
 
 
 class _Listener:
@@ -63,7 +64,7 @@ def answer_aloud(subject: Subject, inputs: Any, *, max_new_tokens: int, hear: He
         raise stopped()
     text = read(subject, output[:, prompt:])
     hear(text)
-    return Spoken(text, output.shape[1] - prompt)
+    return Spoken(text, output.shape[1] - prompt, output[:, prompt:])
 
 
 def read(subject: Subject, new: Tensor) -> str:

@@ -11,7 +11,7 @@ import gradio as gr
 from vlm_eff import __version__
 from vlm_eff.core.errors import InputError, explain
 from vlm_eff.core.plugin import Plugin
-from vlm_eff.demo.page import image_tab, kv_tab, video_tab
+from vlm_eff.demo.page import compare_tab, diffusion_tab, image_tab, kv_tab, video_tab
 from vlm_eff.demo.page.desk import Desk
 from vlm_eff.demo.page.running import visitor_of
 from vlm_eff.demo.page.uploads import LARGEST_FILE
@@ -22,7 +22,7 @@ from vlm_eff.eval.subject import Subject
 from vlm_eff.reference.machine import describe_device
 
 # in the order in which they stand on the page
-TABS = (image_tab, video_tab, kv_tab)
+TABS = (image_tab, video_tab, kv_tab, diffusion_tab, compare_tab)
 _WAITING = 16
 _FORGET_S = 3600
 LOOPBACK = "127.0.0.1"

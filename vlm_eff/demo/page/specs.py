@@ -36,8 +36,14 @@ def plugins_of(text: str, offered: Mapping[str, Plugin] | None = None) -> dict[s
 def _plugin(spec: str, offered: Mapping[str, Plugin]) -> Plugin:
     if spec in offered:
         return offered[spec]
+    refuse_files(spec)
+    return make_plugin(spec)
+
+
+def refuse_files(spec: str) -> None:
+    """Raise `ConfigError` where a spec would open a file."""
     _, settings = parse_spec(spec)
-    files = sorted(FILE_SETTINGS & settings.keys())
+    files = sorted(name for name, value in settings.items() if name in FILE_SETTINGS or _names_a_file(value))
     if files:
         raise ConfigError(
             explain(
@@ -46,4 +52,8 @@ def _plugin(spec: str, offered: Mapping[str, Plugin]) -> Plugin:
                 "Whoever starts the page may offer it: vlm-eff demo --offer SPEC",
             )
         )
-    return make_plugin(spec)
+
+
+def _names_a_file(value: object) -> bool:
+    # a schedule is steps, a word, or the file of a calibrated one
+    return isinstance(value, str) and value.endswith(".json")
