@@ -18,15 +18,14 @@ _ASK = "/ask_kv"
 _SPEC = "adakv:keep_ratio=0.3"
 
 
-def brightness(gallery: list[dict[str, Any]]) -> float:
-    (one,) = gallery
-    return float(np.asarray(open_image(one["image"])).mean())
+def brightness(path: str) -> float:
+    return float(np.asarray(open_image(Path(path))).mean())
 
 
 def test_both_answers_what_heads_keep_and_the_errors_come_back(client: Any, desk: Any) -> None:
     example = desk.examples[0]
     job = client.submit([handle_file(str(example.path))], example.prompt, _SPEC, 8, api_name=_ASK)
-    bare, arm, _, _, gallery, _, kept, held, errors, stats, record = job.result()
+    bare, arm, _, _, cells, _, kept, held, errors, stats, record = job.result()
     first = job.outputs()[0]
     assert first[0] and not first[1], "the answer with a full cache comes first"
     inputs = desk.subject.inputs([open_image(example.path)], example.prompt)
@@ -46,7 +45,7 @@ def test_both_answers_what_heads_keep_and_the_errors_come_back(client: Any, desk
     assert list(found["errors"]["policies"]) == [_SPEC] and "compressed" in stats
     assert {chart["type"] for chart in (kept, held, errors)} == {"matplotlib"}
     one = client.predict(7, "head 0", api_name="/kv_head")[0]
-    assert brightness(one) != brightness(gallery)
+    assert brightness(one) != brightness(cells)
     shown = client.predict(0, "head 1", api_name="/kv_layer")[0]
     assert brightness(shown) != brightness(one)
 

@@ -29,6 +29,8 @@ def errors_figure(result: Result) -> Any:
     left.set(xlabel="decoder layer", ylabel="relative error of the attention output", title="by layer")
     right.set(xlabel="bytes kept, % of the full cache", ylabel="mean over layers", title="against what is kept")
     for axes in (left, right):
+        # room for labels above the highest point
+        axes.margins(y=0.12)
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
     # room for the labels, which stand to the right of their points

@@ -52,13 +52,8 @@ def add(desk: Desk) -> None:
             with gr.Row():
                 layer = gr.Slider(0, 1, 0, step=1, label="Decoder layer", elem_id="kv-layer")
                 head = gr.Dropdown([_ALL], value=_ALL, label="Key head", elem_id="kv-head")
-            gallery = gr.Gallery(
-                label="What the layer stores: clear cells are kept, dimmer ones in fewer bits or by fewer heads",
-                columns=4,
-                height=420,
-                format="png",
-                object_fit="contain",
-            )
+            gr.Markdown("Clear cells are stored, dimmer ones in fewer bits or by fewer heads; dark ones are gone.")
+            cells = gr.Image(show_label=False, format="png", interactive=False, height=430)
             why = gr.Markdown()
             gr.Markdown(_KEPT)
             kept = gr.Plot(show_label=False)
@@ -67,23 +62,23 @@ def add(desk: Desk) -> None:
             errors = gr.Plot(show_label=False)
             stats = gr.Code(label="handle.stats()", language=None, interactive=False)
             record = gr.File(label="All numbers, JSON", interactive=False)
-    outputs = [bare, arm, found, layer, head, gallery, why, kept, held, errors, stats, record]
+    outputs = [bare, arm, found, layer, head, cells, why, kept, held, errors, stats, record]
     inputs = [files, prompt, specs, length]
     ask.click(_asker(desk), inputs, outputs, api_name="ask_kv", concurrency_id="model", concurrency_limit=1)
     for chosen, name in ((layer, "kv_layer"), (head, "kv_head")):
-        chosen.input(show_cells, [found, layer, head], [gallery, why], api_name=name, show_progress="hidden")
+        chosen.input(show_cells, [found, layer, head], [cells, why], api_name=name, show_progress="hidden")
     stop.click(stopper(desk), None, None, api_name="kv_stop", queue=False)
 
 
 @telling
-def show_cells(found: CacheAsked | None, layer: float, head: str) -> tuple[list[Image.Image], str]:
+def show_cells(found: CacheAsked | None, layer: float, head: str) -> tuple[Image.Image | None, str]:
     """The pictures with what one layer and head stores, or why they cannot be drawn."""
     if found is None:
-        return [], ""
+        return None, ""
     try:
-        return list(found.cells(int(layer), None if head == _ALL else int(head.removeprefix("head ")))), ""
+        return found.cells(int(layer), None if head == _ALL else int(head.removeprefix("head "))), ""
     except CapabilityError as error:
-        return [], str(error)
+        return None, str(error)
 
 
 def _asker(desk: Desk) -> Any:

@@ -11,6 +11,7 @@ from vlm_eff.core.errors import InputError, explain
 from vlm_eff.core.plugin import Plugin
 from vlm_eff.core.report import Stats, VisualTokens
 from vlm_eff.demo.work.image import BARE, WITH, Question
+from vlm_eff.demo.work.strip import strip
 from vlm_eff.demo.work.watching import Watch
 from vlm_eff.eval.kv_kept import PromptKept, kept_and_errors
 from vlm_eff.eval.kv_meter import Result
@@ -56,8 +57,8 @@ class CacheAsked:
         """Decoder layers whose cache can be compressed."""
         return tuple(layer.layer for layer in self.kept.layers)
 
-    def cells(self, layer: int, head: int | None) -> tuple[Image.Image, ...]:
-        """The images with the cells clear that a decoder layer stores, darker where they take fewer bits.
+    def cells(self, layer: int, head: int | None) -> Image.Image:
+        """The images side by side, cells clear that a decoder layer stores, darker where they take fewer bits.
 
         head: a key head, or None for the mean of all
 
@@ -68,10 +69,15 @@ class CacheAsked:
         if layer not in self.layers or not (head is None or 0 <= head < self.heads):
             accepted = f"layers {', '.join(map(str, self.layers))} and key heads 0 to {self.heads - 1}"
             raise InputError(explain(f"layer {layer}, head {head}", accepted, "Choose one of these"))
-        tokens, clear = self.kept.cells(self.tokens, self.layers.index(layer), head)
-        return tuple(
-            overlay(picture, tokens, number, side=_SIDE, clear=clear) for number, picture in enumerate(self.pictures)
-        )
+        place = self.layers.index(layer)
+        tokens, clear = self.kept.cells(self.tokens, place, head)
+        bits = self.kept.layers[place].bits if head is None else self.kept.layers[place].bits[head : head + 1]
+        panels, labels = [], []
+        for number, picture in enumerate(self.pictures):
+            panels.append(overlay(picture, tokens, number, side=_SIDE, clear=clear))
+            share = float((bits[:, tokens.slot[tokens.image == number]] > 0).float().mean())
+            labels.append(f"{share:.0%} of its entries stored")
+        return strip(panels, labels)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dict for JSON: all numbers, no pictures."""
