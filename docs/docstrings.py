@@ -21,7 +21,8 @@ class Fields(griffe.Extension):
 
 def listed(text: str) -> str:
     """The text with every paragraph of fields as a Markdown list; sections such as "Args:" stay as they are."""
-    return "\n\n".join(_paragraph(block) for block in text.split("\n\n"))
+    # [M][N] is a shape, and no reference to something named N
+    return "\n\n".join(_paragraph(block) for block in text.replace("][", "]\\[").split("\n\n"))
 
 
 def _paragraph(block: str) -> str:

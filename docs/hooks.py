@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import posixpath
 import re
 from pathlib import Path
@@ -49,14 +50,14 @@ def generated() -> dict[str, str]:
     pages = {"methods/index.md": overview()}
     for methods in method_groups().values():
         pages |= {f"methods/{method.name}.md": method_page(method) for method in methods}
-    pages |= {f"examples/{path.stem}.md": _example(path) for path in _scripts()}
+    pages |= {f"examples/{path.stem}.md": _example(path) for path in _examples()}
     return pages | {uri: (ROOT / name).read_text(encoding="utf-8") for name, uri in BESIDE.items()}
 
 
 def relinked(markdown: str, uri: str) -> str:
     """The page at `uri` with links that hold on the site; what leads to no page stays, for mkdocs to complain."""
     written_in = next((name for name, site in BESIDE.items() if site == uri), f"docs/{uri}")
-    folder = posixpath.dirname(written_in)
+    folder = "examples" if uri.startswith("examples/") else posixpath.dirname(written_in)
 
     def link(found: re.Match[str]) -> str:
         target = posixpath.normpath(posixpath.join(folder, found[1]))
@@ -72,8 +73,8 @@ def _on_site(target: str) -> str | None:
     """The page of a file of the repository; None where it has none, or is in docs/ already."""
     if target in NAMES:
         return NAMES[target]
-    if target.startswith("examples/") and target.endswith(".py") and (ROOT / target).is_file():
-        return f"{target.removesuffix('.py')}.md"
+    if ROOT / target in _examples():
+        return f"{posixpath.splitext(target)[0]}.md"
     return target.removeprefix("docs/") if target.startswith("docs/") else None
 
 
@@ -96,14 +97,23 @@ def _folder(name: str) -> list[Any]:
         groups = method_groups().items()
         return [{title: [{m.name: f"methods/{m.name}.md"} for m in methods]} for title, methods in groups]
     if name == "examples/":
-        return [f"examples/{path.stem}.md" for path in _scripts()]
+        return [f"examples/{path.stem}.md" for path in _examples()]
     return [f"{name}{path.name}" for path in sorted((DOCS / name).glob("*.md")) if path.name != "index.md"]
 
 
-def _scripts() -> list[Path]:
-    return sorted((ROOT / "examples").glob("[0-9]*.py"))
+def _examples() -> list[Path]:
+    """Notebooks, then scripts in the order of their numbers."""
+    return [*sorted((ROOT / "examples").glob("*.ipynb")), *sorted((ROOT / "examples").glob("[0-9]*.py"))]
 
 
 def _example(path: Path) -> str:
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".ipynb":
+        cells = [("".join(cell["source"]), cell["cell_type"] == "code") for cell in json.loads(text)["cells"]]
+        return "\n\n".join(_code(source) if is_code else source for source, is_code in cells) + "\n"
     title = path.stem.partition("_")[2].replace("_", " ").capitalize()
-    return f"# {title}\n\n```python\n{path.read_text(encoding='utf-8')}```\n"
+    return f"# {title}\n\n{_code(text)}\n"
+
+
+def _code(text: str) -> str:
+    return f"```python\n{text.rstrip()}\n```"

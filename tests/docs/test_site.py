@@ -60,7 +60,7 @@ def test_every_page_is_in_the_navigation() -> None:
     written = {path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md")}
     there = listed(config["nav"])
     assert len(there) == len(set(there))
-    assert set(there) == written | set(hooks.generated())
+    assert set(there) == written | set(hooks.generated()), "pages are listed under `nav` in mkdocs.yml"
 
 
 def test_links_on_pages_lead_to_files_of_the_repository() -> None:
@@ -75,17 +75,25 @@ def test_links_on_pages_lead_to_files_of_the_repository() -> None:
 
 
 def test_links_that_leave_docs_arrive_on_the_site() -> None:
-    text = "[a](../ARCHITECTURE.md#limits) [b](../examples/) [c](../examples/01_drop_tokens.py) [d](kvcache.md) [e](x)"
+    text = (
+        "[a](../ARCHITECTURE.md#limits) [b](../examples/) [c](../examples/01_drop_tokens.py) [d](kvcache.md) "
+        "[e](../examples/tour.ipynb) [f](x)"
+    )
     made = hooks.relinked(text, "index.md")
     assert re.findall(r"\((.*?)\)", made) == [
         "architecture.md#limits",
         "examples/index.md",
         "examples/01_drop_tokens.md",
         "kvcache.md",
+        "examples/tour.md",
         "x",
     ]
     # ARCHITECTURE.md stands beside docs/, and links from there
     assert hooks.relinked("[a](docs/kvcache.md)", "architecture.md") == "[a](kvcache.md)"
+    assert (
+        hooks.relinked("[a](../docs/kvcache.md) [b](tour.ipynb)", "examples/index.md")
+        == "[a](../kvcache.md) [b](tour.md)"
+    )
 
 
 def test_a_sound_site_is_built(small: Path) -> None:
