@@ -12,7 +12,8 @@ from transformers import DynamicCache
 import vlm_eff
 from vlm_eff import attach
 from vlm_eff.core.plugin import Plugin
-from vlm_eff.eval.kv_questions import Ends, prefilled
+from vlm_eff.eval.cut_prompts import Ends
+from vlm_eff.eval.kv_questions import prefilled
 from vlm_eff.eval.kv_settings import SHARES, acts_on_cache_alone, kv_settings
 from vlm_eff.eval.loading import load_subject
 from vlm_eff.eval.subject import Subject

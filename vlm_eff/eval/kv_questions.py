@@ -1,9 +1,8 @@
 """Questions whose answers come out of a compressed cache, the first token too.
 
-With plain `generate` a cache is compressed when the prompt is over, and the prompt itself has said the first token of
-the answer by then: an answer of one token would never notice. Here a prompt ends early. "seen": it ends with the
-question, and the words that ask for the answer ("assistant:") are fed one by one. "unseen": it ends with the picture,
-and the question is fed one by one as well, so that the cache is compressed before anybody knows what will be asked.
+A prompt ends early, see `cut_prompts`. "seen": it ends with the question, and the words that ask for the answer are fed
+one by one. "unseen": it ends with the picture, and the question is fed one by one as well, so that the cache is
+compressed before anybody knows what will be asked.
 
 All methods share one prefill: what they need is observed together, and each compresses copies of what it left.
 """
@@ -15,25 +14,24 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
 from vlm_eff.core.cache import CacheSite, Compress
+from vlm_eff.core.errors import InputError, explain
 from vlm_eff.core.handle import Handle
 from vlm_eff.core.plugin import BindContext, Observation, Plugin
 from vlm_eff.core.resources import Resource
-from vlm_eff.eval.subject import Subject, open_image
+from vlm_eff.eval.cut_prompts import Ends, cut_prompts, ends_of
+from vlm_eff.eval.subject import Row, Subject, open_image
 from vlm_eff.models.attach import attach
 from vlm_eff.models.kv.meter import copied_cache
 from vlm_eff.reference.evaluate import Sample
 
-Ends = Literal["seen", "unseen"]
 ANSWER_TOKENS = 4
-# the words between the question and the answer
-_ASKING = "assistant:"
 
 
 @dataclass(frozen=True)
@@ -74,10 +72,11 @@ class Switch(Plugin):
 class Asked:
     """A batch of questions of one length: the cache behind what was prefilled, and the tokens that are still to come.
 
-    part: the set of questions it is taken from
+    part: the set of questions it is taken from; places: of the questions in that set
     """
 
     part: str
+    places: tuple[int, ...]
     samples: tuple[Sample, ...]
     cache: Any
     rest: Tensor
@@ -88,10 +87,12 @@ class Answers:
     """How a policy answered, and what it left of the cache.
 
     accuracy: share of right answers of each set of questions, by family and over "all"
+    right: whether each question of a set was answered right, in the order they were given
     bytes_ratio, entries_ratio: of the prompt, compressed / full
     """
 
     accuracy: dict[str, dict[str, float]]
+    right: dict[str, tuple[bool, ...]]
     bytes_ratio: float
     entries_ratio: float
 
@@ -116,12 +117,14 @@ class Questions:
         """Let one of `policies` compress, or none, and answer every question."""
         self.choose(policy)
         self._handle.reset()
+        hits: defaultdict[str, dict[int, bool]] = defaultdict(dict)
         right: defaultdict[str, Counter[str]] = defaultdict(Counter)
         total: defaultdict[str, Counter[str]] = defaultdict(Counter)
         for batch in self.batches:
-            for sample, said in zip(batch.samples, self.say(batch), strict=True):
+            for place, sample, said in zip(batch.places, batch.samples, self.say(batch), strict=True):
+                hit = hits[batch.part][place] = said == sample.question.answer
                 for name in (sample.question.family, "all"):
-                    right[batch.part][name] += said == sample.question.answer
+                    right[batch.part][name] += hit
                     total[batch.part][name] += 1
         reports = [report for report in self._handle.stats().compressions if report.when == "prompt"]
         sizes = [(one.bytes_after, one.bytes_before, sum(one.after), sum(one.before)) for one in reports]
@@ -129,7 +132,8 @@ class Questions:
         accuracy = {
             part: {name: right[part][name] / count[name] for name in sorted(count)} for part, count in total.items()
         }
-        return Answers(accuracy, kept / full, left / there)
+        in_order = {part: tuple(found[place] for place in sorted(found)) for part, found in hits.items()}
+        return Answers(accuracy, in_order, kept / full, left / there)
 
     @torch.no_grad()
     def say(self, batch: Asked) -> list[str]:
@@ -137,12 +141,13 @@ class Questions:
         model, cache = self._subject.model, copied_cache(batch.cache)
         for token in torch.split(batch.rest, 1, 1):
             logits = model(input_ids=token, past_key_values=cache, use_cache=True).logits
-        end = model.generation_config.eos_token_id
-        ends = torch.tensor([end] if isinstance(end, int) else end, device=batch.rest.device)
+        ends = ends_of(self._subject, batch.rest)
+        # what is written behind the end of an answer is not read
+        filler = int(ends[0]) if len(ends) else 0
         said: list[Tensor] = []
         over = torch.zeros(len(batch.rest), dtype=torch.bool, device=batch.rest.device)
         while True:
-            token = logits[:, -1].argmax(-1).where(~over, ends[0])
+            token = logits[:, -1].argmax(-1).where(~over, filler)
             said.append(token)
             over = over | torch.isin(token, ends)
             if len(said) == ANSWER_TOKENS or bool(over.all()):
@@ -163,6 +168,9 @@ def prefilled(
     """Prefill sets of questions once for all policies; inside the block they are answered.
 
     ends: where the prefill ends, see the module. Questions of one length make a batch, so that nothing is padded.
+
+    Raises:
+        InputError: what `cut_prompts` refuses, or pictures that take different numbers of tokens.
     """
     with attach(subject.model, Switch(tuple(policies))) as handle, torch.no_grad():
         batches = [
@@ -173,26 +181,24 @@ def prefilled(
         yield Questions(subject, handle, batches)
 
 
-def _prefill(subject: Subject, part: str, samples: Sequence[Sample], ends: Ends) -> Asked:
-    processor, model = subject.processor, subject.model
-    prompts = [f"user: <image> {sample.question.text} {_ASKING}" for sample in samples]
+def _prefill(subject: Subject, part: str, numbered: Sequence[tuple[int, Sample]], ends: Ends) -> Asked:
+    places, samples = zip(*numbered, strict=True)
     images = [open_image(one.image) if isinstance(one.image, Path) else one.image for one in samples]
-    inputs = processor(images=images, text=prompts, return_tensors="pt").to(subject.device)
-    ids = inputs["input_ids"]
-    tail = len(processor.tokenizer(_ASKING, add_special_tokens=False).input_ids)
-    if ends == "unseen":
-        tail = ids.shape[1] - 1 - int((ids[0] == model.config.image_token_id).nonzero().max())
-    cache = DynamicCache(config=model.config.get_text_config())
-    pixels = inputs["pixel_values"].to(model.dtype)
-    model(input_ids=ids[:, :-tail], pixel_values=pixels, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    return Asked(part, tuple(samples), cache, ids[:, -tail:])
+    rows = [Row((image,), one.question.text) for image, one in zip(images, samples, strict=True)]
+    prompts = cut_prompts(subject, rows, ends)
+    if not bool(prompts.inputs["attention_mask"].all()):
+        accepted = "pictures that take equally many tokens"
+        raise InputError(explain("questions of one length with padding", accepted, "Bring the pictures to one size"))
+    cache = DynamicCache(config=subject.model.config.get_text_config())
+    subject.model(**prompts.inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    return Asked(part, places, samples, cache, prompts.rest)
 
 
-def _batches(subject: Subject, samples: Sequence[Sample], size: int) -> Iterator[Sequence[Sample]]:
+def _batches(subject: Subject, samples: Sequence[Sample], size: int) -> Iterator[Sequence[tuple[int, Sample]]]:
     tokenize = subject.processor.tokenizer
-    by_length: defaultdict[int, list[Sample]] = defaultdict(list)
-    for sample in samples:
-        by_length[len(tokenize(sample.question.text).input_ids)].append(sample)
+    by_length: defaultdict[int, list[tuple[int, Sample]]] = defaultdict(list)
+    for place, sample in enumerate(samples):
+        by_length[len(tokenize(sample.question.text).input_ids)].append((place, sample))
     for alike in by_length.values():
         for start in range(0, len(alike), size):
             yield alike[start : start + size]

@@ -5,8 +5,7 @@ what counts is the probability that it gives them: a smooth measure of loyalty, 
 moves in steps of one per cent.
 
 Where the cache is tuned, all arms are asked with prompts that end before the words that ask for the answer, which are
-fed afterwards one by one: a cache is compressed when the prompt is over, and with a whole prompt the first token of the
-answer has been said by then. Short answers would never notice.
+fed afterwards one by one: see `cut_prompts`.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ from transformers import LogitsProcessorList
 
 from vlm_eff.core.errors import InputError, explain
 from vlm_eff.core.plugin import Plugin
+from vlm_eff.eval.cut_prompts import CutPrompts, Ends, cut_prompts, ends_of
 from vlm_eff.eval.loyalty import LED_TOKENS, Led
 from vlm_eff.eval.metrics import METRICS
 from vlm_eff.eval.runs.asking import show, shows
@@ -36,13 +36,12 @@ from vlm_eff.models.attach import attach
 class _Batch:
     """Questions made ready.
 
-    inputs: of the prompts, without `tail`; tail: [B, t] tokens that are fed one by one; said: [B, n] the bare answers
-    with the token that ends them, real: [B, n] what of it is no padding; worth: [B] scores of the bare answers
+    said: [B, n] the bare answers with the token that ends them; real: [B, n] what of it is no padding
+    worth: [B] scores of the bare answers
     """
 
     items: tuple[Item, ...]
-    inputs: dict[str, Any]
-    tail: Tensor
+    prompts: CutPrompts
     said: Tensor
     real: Tensor
     worth: Tensor
@@ -74,9 +73,10 @@ class Questions:
     def __init__(self, subject: Subject, task: Task, items: Sequence[Item], batch_size: int, *, cut: bool) -> None:
         self._subject, self._task = subject, task
         asked = batches(items, batch_size)
-        prompts = [self._prompts(batch, cut) for batch in asked]
+        ends: Ends | None = "seen" if cut else None
+        prompts = [cut_prompts(subject, [self._row(item) for item in batch], ends) for batch in asked]
         self._batches = [
-            _Batch(batch, *prompt, *self._bare(batch, *prompt)) for batch, prompt in zip(asked, prompts, strict=True)
+            _Batch(batch, prompt, *self._bare(batch, prompt)) for batch, prompt in zip(asked, prompts, strict=True)
         ]
         self.bare = self.answer(())
 
@@ -95,11 +95,12 @@ class Questions:
         kept, worth = [], []
         with self._attached(plugins):
             for batch in self._batches:
-                led = Led(torch.cat((batch.tail, batch.said), 1))
-                self._generate(batch.inputs, led, batch.tail.shape[1] + batch.said.shape[1])
+                rest = batch.prompts.rest
+                tail, led = rest.shape[1], Led(torch.cat((rest, batch.said), 1))
+                self._generate(batch.prompts, led, tail + batch.said.shape[1])
                 logs = torch.zeros_like(batch.said, dtype=torch.float32)
                 # generation ends with the last answer, and padding behind an end counts for nothing
-                found = torch.stack(led.logs[batch.tail.shape[1] :], 1)
+                found = torch.stack(led.logs[tail:], 1)
                 logs[:, : found.shape[1]] = found
                 kept.append((logs.where(batch.real, 0.0).sum(1) / batch.real.sum(1)).exp())
                 worth.append(batch.worth)
@@ -115,8 +116,9 @@ class Questions:
             for batch in self._batches:
                 if handle is not None:
                     handle.reset()
-                tail = batch.tail.shape[1]
-                new = self._generate(batch.inputs, Led(batch.tail), tail + self._task.max_new_tokens)
+                rest = batch.prompts.rest
+                tail = rest.shape[1]
+                new = self._generate(batch.prompts, Led(rest), tail + self._task.max_new_tokens)
                 said = self._subject.processor.batch_decode(new[:, tail:], skip_special_tokens=True)
                 for item, text in zip(batch.items, said, strict=True):
                     texts[item.id] = text.strip()
@@ -124,14 +126,6 @@ class Questions:
                 if handle is not None:
                     costs.append((len(batch.items), costs_of(handle)))
         return Answered(texts, scores, _mean(costs) if costs else None)
-
-    def _prompts(self, batch: Sequence[Item], cut: bool) -> tuple[dict[str, Any], Tensor]:
-        inputs = dict(self._subject.batch([self._row(item) for item in batch]))
-        ids = inputs["input_ids"]
-        tail = _asking_tokens(self._subject, ids) if cut else 0
-        if tail:
-            inputs = {name: _shorter(value, ids, tail) for name, value in inputs.items()}
-        return inputs, ids[:, ids.shape[1] - tail :]
 
     def _row(self, item: Item) -> Row:
         shown = show(item, self._task.sampling, shows(self._subject, "auto"))
@@ -141,10 +135,10 @@ class Questions:
         return shown.row
 
     @torch.inference_mode()
-    def _bare(self, batch: Sequence[Item], inputs: dict[str, Any], tail: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        longest = min(self._task.max_new_tokens, LED_TOKENS)
-        said = self._generate(inputs, Led(tail), tail.shape[1] + longest)[:, tail.shape[1] :]
-        ended = torch.isin(said, _ends(self._subject, said))
+    def _bare(self, batch: Sequence[Item], prompts: CutPrompts) -> tuple[Tensor, Tensor, Tensor]:
+        longest, tail = min(self._task.max_new_tokens, LED_TOKENS), prompts.rest.shape[1]
+        said = self._generate(prompts, Led(prompts.rest), tail + longest)[:, tail:]
+        ended = torch.isin(said, ends_of(self._subject, said))
         # up to the first end, that one included
         real = (ended.cumsum(1) - ended.int()) == 0
         texts = self._subject.processor.batch_decode(said, skip_special_tokens=True)
@@ -154,42 +148,14 @@ class Questions:
     def _score(self, item: Item, text: str) -> float:
         return METRICS.get(self._task.metric).score(text.strip(), item.gold, item_id=item.id).value
 
-    def _generate(self, inputs: dict[str, Any], led: Led, count: int) -> Tensor:
+    def _generate(self, prompts: CutPrompts, led: Led, count: int) -> Tensor:
         output: Tensor = self._subject.model.generate(
-            **inputs, max_new_tokens=count, do_sample=False, logits_processor=LogitsProcessorList([led])
+            **prompts.inputs, max_new_tokens=count, do_sample=False, logits_processor=LogitsProcessorList([led])
         )
-        return output[:, inputs["input_ids"].shape[1] :]
+        return output[:, prompts.inputs["input_ids"].shape[1] :]
 
     def _attached(self, plugins: Sequence[Plugin]) -> Any:
         return attach(self._subject.model, *plugins) if plugins else nullcontext()
-
-
-def _ends(subject: Subject, ids: Tensor) -> Tensor:
-    end = subject.model.generation_config.eos_token_id
-    return torch.tensor([] if end is None else end, device=ids.device, dtype=ids.dtype).reshape(-1)
-
-
-def _asking_tokens(subject: Subject, ids: Tensor) -> int:
-    """How many tokens at the end of every prompt ask for the answer; 1 where the template does not tell."""
-    message = [{"role": "user", "content": [{"type": "text", "text": "what?"}]}]
-    processor = subject.processor
-    plain, asking = (
-        processor.apply_chat_template(message, tokenize=False, add_generation_prompt=wanted) for wanted in (False, True)
-    )
-    if not asking.startswith(plain):
-        return 1
-    written = processor.tokenizer(asking[len(plain) :], add_special_tokens=False).input_ids
-    count = len(written)
-    if not 0 < count < ids.shape[1] or not bool((ids[:, -count:] == torch.tensor(written, device=ids.device)).all()):
-        return 1
-    # a token that ends answers would end them before they began
-    ended = torch.isin(ids[0, -count:], _ends(subject, ids)).nonzero()
-    return max(1, count - 1 - int(ended.max())) if len(ended) else count
-
-
-def _shorter(value: Any, ids: Tensor, tail: int) -> Any:
-    """What goes along with every token of the prompt loses its end as well."""
-    return value[:, :-tail] if isinstance(value, Tensor) and value.shape == ids.shape else value
 
 
 def _mean(costs: Sequence[tuple[int, Costs]]) -> Costs:
