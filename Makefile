@@ -8,7 +8,7 @@ RAY := .venv-ray
 WORKERS ?= 2
 PYTEST = OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
-.PHONY: demo test test-bridges test-ray lint examples docs bench smol bench-smol readme clean
+.PHONY: demo test test-bridges test-browser test-ray lint examples docs bench smol bench-smol readme clean
 
 demo: $(VENV)/.demo
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m vlm_eff.demo
@@ -21,6 +21,11 @@ test: $(VENV)/.dev
 # the model `vlm_eff` inside lmms-eval, offline, in an environment beside the first
 test-bridges: $(BRIDGES)/.made
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 $(BRIDGES)/bin/python -m pytest -W ignore tests/bridges
+
+# the page in Chromium without a screen, which the system has to have (Debian: apt-get install chromium)
+test-browser: $(VENV)/.dev
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check "playwright>=1.65"
+	$(PYTEST) tests/browser --screenshots out/screenshots
 
 # evaluation by Ray Data workers, in an environment beside the first; its processes find the tests by PYTHONPATH
 test-ray: $(RAY)/.made

@@ -49,10 +49,12 @@ def add(desk: Desk) -> None:
             layer = gr.Slider(0, 1, 0, step=1, label="Decoder layer", elem_id="image-layer")
             gallery = gr.Gallery(
                 label="What is left: clear cells are kept, outlined ones stand for others too, dark ones are gone",
-                columns=4,
-                height=420,
+                columns=2,
+                height=440,
+                fit_columns=False,
                 format="png",
                 object_fit="contain",
+                elem_id="image-kept",
             )
             why = gr.Markdown()
             costs = gr.Plot(label="Costs")
@@ -83,7 +85,13 @@ def question_inputs(desk: Desk, name: str) -> tuple[gr.File, gr.Textbox]:
         elem_id=f"{name}-files",
     )
     preview = gr.Gallery(
-        [str(first.path)], columns=4, height=180, show_label=False, interactive=False, object_fit="contain"
+        [str(first.path)],
+        columns=3,
+        height=150,
+        fit_columns=False,
+        show_label=False,
+        interactive=False,
+        object_fit="contain",
     )
     prompt = gr.Textbox(first.prompt, label="Question", lines=1, elem_id=f"{name}-prompt")
 

@@ -58,7 +58,9 @@ def layer_bars(
         axes.set_xlim(places[0] - 0.6, places[-1] + 0.6)
         _plain(axes)
     axes.set_xlabel("decoder layer", fontsize=8)
-    figure.axes[0].legend(fontsize=8, frameon=False, loc="upper right", ncols=2)
+    figure.legend(
+        *figure.axes[0].get_legend_handles_labels(), fontsize=8, frameon=False, loc="outside upper right", ncols=2
+    )
     return figure
 
 
