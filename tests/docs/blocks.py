@@ -18,12 +18,16 @@ PAGES = tuple(
 
 @dataclass(frozen=True)
 class Block:
-    """One fenced or indented block; `line` is that of its first line of code, from 1."""
+    """One fenced or indented block; `line` is that of its first line of code, from 1.
+
+    prints: it stands under the title "Prints": these are lines of what the code before it printed
+    """
 
     page: str
     line: int
     language: str
     text: str
+    prints: bool = False
 
     def __str__(self) -> str:
         return f"{self.page}:{self.line}"
@@ -54,7 +58,8 @@ def blocks_of(page: str, text: str) -> Iterator[Block]:
         if token.type in ("fence", "code_block") and token.map is not None:
             fenced = token.type == "fence"
             line = token.map[0] + (2 if fenced else 1)
-            yield Block(page, line, token.info.strip() if fenced else "bash", token.content)
+            language, _, title = token.info.strip().partition(" ") if fenced else ("bash", "", "")
+            yield Block(page, line, language, token.content, title == 'title="Prints"')
 
 
 def all_blocks() -> list[Block]:
@@ -67,6 +72,13 @@ def commands(text: str) -> list[str]:
     joined = re.sub(r"\\\n\s*", " ", text)
     parts = [part for line in joined.splitlines() for part in line.split(" && ")]
     return [part.strip() for part in parts if shlex.split(part, comments=True)]
+
+
+def check_printed(block: Block, printed: str) -> None:
+    """Raise where a line of the block was not printed; how wide a table was drawn says nothing."""
+    lines = {"".join(line.split()) for line in printed.splitlines()}
+    missing = [line for line in block.text.splitlines() if line.strip() and "".join(line.split()) not in lines]
+    assert not missing, f"{block} shows {missing}, which is not in\n{printed}"
 
 
 def words(command: str) -> list[str]:

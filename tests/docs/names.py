@@ -140,6 +140,7 @@ NAMES: dict[str, Callable[[pytest.MonkeyPatch], Names]] = {
     "docs/bridges.md": _bridges,
     "docs/costs.md": _costs,
     "docs/diffusion.md": _diffusion,
+    "docs/how-it-works.md": _attached,
     "docs/kvcache.md": _attached,
     "docs/registers.md": _registers,
     "docs/revival.md": _revival,

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import vlm_eff
-from tests.docs.blocks import Block, all_blocks, blocks_of
+from tests.docs.blocks import Block, all_blocks, blocks_of, check_printed
 from tests.docs.names import names_of
 from vlm_eff.core.registry import METHODS
 from vlm_eff.eval.tasks import TASKS
@@ -31,9 +31,15 @@ LANGUAGES = ("python", "bash", "toml", "json", "text", "mermaid")
 
 
 def run_page(page: str, blocks: list[Block], names: dict[str, Any]) -> str:
-    """Run the blocks in one namespace; what they printed."""
-    printed = io.StringIO()
+    """Run the Python blocks of a page in one namespace; what they printed."""
+    printed, before = io.StringIO(), ""
     for block in blocks:
+        if block.prints and before == "python":
+            check_printed(block, printed.getvalue())
+        if block.language in ("python", "bash"):
+            before = block.language
+        if block.language != "python":
+            continue
         # lines of a traceback are those of the page
         code = compile("\n" * (block.line - 1) + block.text, page, "exec", dont_inherit=True)
         if any(line in block.text for skipped, line in NOT_RUN if skipped == page):
@@ -55,7 +61,7 @@ def registries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
 
 @pytest.mark.parametrize("page", sorted({block.page for block in PYTHON}))
 def test_the_code_of_a_page_runs(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    run_page(page, [block for block in PYTHON if block.page == page], names_of(page, monkeypatch))
+    run_page(page, [block for block in BLOCKS if block.page == page], names_of(page, monkeypatch))
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=str)

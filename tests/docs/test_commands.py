@@ -2,13 +2,12 @@
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from tests.docs.blocks import PAGES, Block, all_blocks, commands, page_name, words
+from tests.docs.blocks import Block, all_blocks, check_printed, commands, words
 from tests.docs.command_lines import check
 from tests.saved_model import model_folder
 from vlm_eff.cli import app
@@ -16,7 +15,8 @@ from vlm_eff.reference.scenes import make_scene, render
 
 __all__ = ["model_folder"]
 
-SHELL = [block for block in all_blocks() if block.language == "bash"]
+BLOCKS = all_blocks()
+SHELL = [block for block in BLOCKS if block.language == "bash"]
 
 # checked word by word, but not run; every other vlm-eff command of a page is run
 NOT_RUN = {
@@ -42,6 +42,7 @@ SMALLER = {
 def scenery(model_folder: Path, tmp_path: Path) -> Path:
     """A folder with what pages call photo.jpg, FOLDER_OR_HUB_ID, TextVQA and so on."""
     folder = tmp_path
+    render(make_scene(3, "test")).save(folder / "scene.png")
     for number, name in enumerate(("photo.jpg", "a.png", "b.png")):
         render(make_scene(number, "test")).save(folder / name)
     pictures = folder / "TextVQA" / "train_images"
@@ -50,6 +51,10 @@ def scenery(model_folder: Path, tmp_path: Path) -> Path:
     asked = {"image_id": "aa", "question": "what word is written?", "answers": ["van"] * 10}
     rows = [asked | {"question_id": number} for number in range(3)]
     (folder / "TextVQA" / "TextVQA_0.5.1_val.json").write_text(json.dumps({"data": rows}))
+    (folder / "questions" / "images").mkdir(parents=True)
+    render(make_scene(3, "test")).save(folder / "questions" / "images" / "aa.png")
+    own = {"question": asked["question"], "answer": "van", "image": "aa.png"}
+    (folder / "questions" / "questions.jsonl").write_text(json.dumps(own) + "\n")
     for name in ("FOLDER_OR_HUB_ID", "llava-hf/llava-1.5-7b-hf"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).symlink_to(model_folder, target_is_directory=True)
@@ -65,8 +70,8 @@ def test_command_lines_can_be(block: Block) -> None:
             raise AssertionError(f"{block}: {command}\n{error}") from error
 
 
-def run(command: str, folder: Path) -> None:
-    """Run one command of `vlm-eff`, with the stars of file names filled in as a shell does."""
+def run(command: str, folder: Path) -> str:
+    """Run one command of `vlm-eff`, with the stars of file names filled in as a shell does; what it printed."""
     arguments: list[str] = []
     for word in words(command)[1:]:
         fewer = re.sub(r"(limit|scenes)=\d+", r"\1=2", word)
@@ -75,22 +80,28 @@ def run(command: str, folder: Path) -> None:
         arguments += ["--pairs", "0"]
     result = CliRunner().invoke(app, arguments + SMALLER.get(arguments[0], []))
     assert result.exit_code == 0, f"{command}\n{result.output}"
+    return result.stdout
 
 
-def quick(blocks: list[Block], page: str) -> Iterator[str]:
-    for block in blocks:
-        for command in commands(block.text):
-            skipped = any(command.startswith(start) for start in NOT_RUN)
-            if block.page == page and words(command)[0] == "vlm-eff" and not skipped:
-                yield command
+def quick(block: Block) -> list[str]:
+    """The commands of a block that are run."""
+    ours = [command for command in commands(block.text) if words(command)[0] == "vlm-eff"]
+    return [command for command in ours if not any(command.startswith(start) for start in NOT_RUN)]
 
 
-@pytest.mark.parametrize("page", [page_name(path) for path in PAGES if list(quick(SHELL, page_name(path)))])
+@pytest.mark.parametrize("page", sorted({block.page for block in SHELL if quick(block)}))
 def test_quick_commands_run(page: str, scenery: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of a page one after another, each reading what those before it wrote."""
     monkeypatch.chdir(scenery)
-    for command in quick(SHELL, page):
-        run(command, scenery)
+    monkeypatch.setenv("COLUMNS", "120")
+    printed, before = "", ""
+    for block in [block for block in BLOCKS if block.page == page]:
+        if block.prints and before == "bash":
+            check_printed(block, printed)
+        if block.language in ("python", "bash"):
+            before = block.language
+        if block.language == "bash":
+            printed = "".join(run(command, scenery) for command in quick(block))
 
 
 @pytest.mark.parametrize(
