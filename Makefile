@@ -42,7 +42,7 @@ examples: $(VENV)/.dev
 
 # the site, into out/site; a link that leads nowhere or a page that nobody lists fails
 docs: $(VENV)/.docs
-	NO_MKDOCS_2_WARNING=1 OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/mkdocs build
+	NO_MKDOCS_2_WARNING=1 OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m mkdocs build
 	@echo "vlm-eff: out/site/index.html"
 
 # the records behind README.md; on a CPU times are ratios, never absolute speed
