@@ -48,7 +48,7 @@ def test_frames_are_pictures_for_a_model_without_videos(subject: Subject) -> Non
 def test_frames_of_a_video_share_their_tokens() -> None:
     made = asked(watching_subject(), "evs:keep_ratio=0.5", question="w20 w21")
     assert made.shown_as == "video" and len(made.frames.pictures) == 2
-    assert made.frames.seconds == SECONDS[::2]
+    assert made.frames.seconds == SECONDS[::2] and "4 frames make 2 panels" in made.said
     assert made.report.visual_tokens == 18 and sum(made.frames.shares(0)) == pytest.approx(1.0)
     # the first frames are kept whole: everything in them is new
     assert made.frames.shares(0)[0] == 1.0

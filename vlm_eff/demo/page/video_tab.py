@@ -173,7 +173,7 @@ def _shown(desk: Desk, found: ClipAsked) -> tuple[Any, ...]:
         found.frames,
         gr.Slider(maximum=last, value=last),
         strip,
-        why or f"{found.question.chosen.said}. {found.device}.",
+        why or found.said,
         chart,
         pair_bars(cost_pairs(found.stats), found.question.label),
         layer_bars(layer_rows(found.stats)),

@@ -126,6 +126,14 @@ class ClipAsked:
         assert last is not None  # a clip was asked about
         return last
 
+    @property
+    def said(self) -> str:
+        """Which frames were shown, how, and where."""
+        frames, panels = len(self.question.chosen.clip.indices), len(self.frames.pictures)
+        shared = f" {frames} frames make {panels} panels: those that share their tokens." if panels < frames else ""
+        tower = f" Inside the vision {' '.join(self.stats.towers[-1].line().split())}." if self.stats.towers else ""
+        return f"{self.question.chosen.said}; shown as {self.shown_as}.{shared}{tower} {self.device}."
+
     def to_dict(self) -> dict[str, Any]:
         """Plain dict for JSON: all numbers, no pictures."""
         clip, frames = self.question.chosen.clip, self.frames
