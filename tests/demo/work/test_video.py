@@ -35,6 +35,7 @@ def test_frames_are_pictures_for_a_model_without_videos(subject: Subject) -> Non
     assert made.report.visual_per_layer == (576,) * 2 + (288,) * 2 + (144,) * 4
     for layer, left in ((0, 4.0), (2, 2.0), (4, 1.0)):
         assert sum(made.frames.shares(layer)) == pytest.approx(left)
+    assert len({id(tokens) for tokens in made.frames.tokens}) == 3
     assert made.to_dict()["left_by_layer_and_panel"][4] == list(made.frames.shares(4))
     assert told == sorted(told) and {who for who, _ in heard} == {"bare", "with plugins"}
     assert heard[-1] == ("with plugins", made.arm)

@@ -187,7 +187,12 @@ def plain_strip(pictures: tuple[Image.Image, ...], seconds: tuple[float, ...]) -
 def _kept(subject: Subject, question: ClipQuestion, handle: Handle) -> FramesKept:
     last = handle.stats().last
     assert last is not None  # a clip was asked about
-    tokens = tuple(handle.visual(layer)[0] for layer in range(len(last.visual_per_layer)))
+    tokens: list[VisualTokens] = []
+    for layer in range(len(last.visual_per_layer)):
+        now = handle.visual(layer)[0]
+        # a page holds this as long as its visitor stays: layers that see the same share it
+        same = tokens and tokens[-1].kept.equal(now.kept) and tokens[-1].weight.equal(now.weight)
+        tokens.append(tokens[-1] if same else now)
     pictures = tuple(as_pictures(question.chosen.clip))
     where: list[tuple[int, int | None]]
     if subject.watches:
@@ -200,7 +205,7 @@ def _kept(subject: Subject, question: ClipQuestion, handle: Handle) -> FramesKep
     first = [min(place * every, len(pictures) - 1) for place in range(len(where))]
     seconds = question.chosen.clip.timestamps
     return FramesKept(
-        tuple(pictures[place] for place in first), tuple(seconds[place] for place in first), tuple(where), tokens
+        tuple(pictures[place] for place in first), tuple(seconds[place] for place in first), tuple(where), tuple(tokens)
     )
 
 
