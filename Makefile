@@ -64,12 +64,16 @@ smol: $(VENV)/.smol
 	HF_HUB_OFFLINE=1 $(BIN)/vlm-eff reference build smol
 	$(PYTEST) tests/reference/smol tests/cli/test_reference_build.py
 
-# methods at equal budgets on it; half an hour of a processor
+# methods at equal budgets on it, and answers out of a compressed cache; an hour of a processor, and 5 GB of memory
 bench-smol: smol
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/vlm-eff eval --model smol --task scenes:scenes=20 --task easy-vqa:limit=80 --output out/smol_vlm \
 	  --method pyramiddrop --method fastv --method feather --method dart --method visionzip --method divprune --method cdpruner \
 	  --method prumerge --share 0.5 --share 0.25 --share 0.1 --batch-size 32 --pairs 10 --device cpu \
 	  --record benchmarks/results/smol_vlm.json
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/kv_quality.py --model smol --scenes 20 --easy 40 \
+	  --method adakv --method h2o --method kivi --method look_m --method random_evict --method saliency_precision --method snapkv \
+	  --method streaming_llm --method visual_quant --method vl_cache --column 0.5 --column 0.2 --column 2 \
+	  --done out/kv_quality_smol.jsonl --output benchmarks/results/kv_quality_smol.json
 
 # rewrite the generated parts of README.md
 readme: $(VENV)/.dev

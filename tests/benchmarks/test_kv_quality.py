@@ -41,7 +41,7 @@ def test_rows_are_compared_with_the_full_cache_and_with_chance_question_by_quest
         [
             setting("bare", "bare", "11111110"),
             setting("evict", "snapkv", "11111110"),
-            setting("evict", "random_evict", "00010100"),
+            setting("evict", script.TEXT_KEPT, "00010100"),
             setting("bits", "kivi", "11111100", "11111111"),
         ],
         ASKED,

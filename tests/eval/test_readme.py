@@ -26,6 +26,7 @@ a stale table
 <!-- results:begin --><!-- results:end -->
 <!-- smol:begin --><!-- smol:end -->
 <!-- kv:begin --><!-- kv:end -->
+<!-- kv_smol:begin --><!-- kv_smol:end -->
 <!-- diffusion:begin --><!-- diffusion:end -->
 <!-- speed:begin --><!-- speed:end -->
 <!-- methods:begin --><!-- methods:end -->

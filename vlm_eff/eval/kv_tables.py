@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from statistics import median
 from typing import Any
 
 from vlm_eff.eval.kv_settings import BITS, SHARES
@@ -12,6 +13,7 @@ Row = dict[str, Any]
 _SAID = 0.02
 # what the README shows of shares and bits
 _SHORT = (("evict", 0.5), ("evict", 0.2), ("bits", 4), ("bits", 2))
+PARTS = ("scenes", "easy_vqa")
 _WAYS = {
     "seen": "Question seen: the cache is compressed behind the question, before the first token of the answer",
     "unseen": "Question unseen: the cache is compressed behind the picture, and then the question comes",
@@ -26,8 +28,10 @@ def quality_table(record: Record) -> str:
         bare = next(row for row in rows if row["kind"] == "bare")
         parts.append(f"### {title}")
         for kind, columns in (("evict", SHARES), ("bits", BITS)):
-            if any(row["kind"] == kind for row in rows):
-                parts.append(_by_column([row for row in rows if row["kind"] == kind], bare, ends, columns))
+            chosen = [row for row in rows if row["kind"] == kind]
+            there = tuple(column for column in columns if any(row["column"] == column for row in chosen))
+            if chosen:
+                parts.append(_by_column(chosen, bare, ends, there, shares=kind == "evict"))
         others = [row for row in rows if row["kind"] == "other"]
         if others:
             lines = ["| setting | scenes / easy-VQA | bytes |", "|---|---|---|"]
@@ -43,7 +47,7 @@ def quality_table(record: Record) -> str:
         f"{counts['easy_vqa']['all']} easy-VQA test questions. {record.model}, {record.config['dtype']}, "
         f"{record.device}, {record.date}."
     )
-    return "\n\n".join([*parts, note])
+    return "\n\n".join([*parts, " ".join([note, *_margins_note(record)])])
 
 
 def cache_summary(record: Record) -> str:
@@ -68,6 +72,33 @@ def cache_summary(record: Record) -> str:
         f"{record.model}, {record.config['dtype']}, {record.device}, {record.date}."
     )
     return "\n".join([*lines, "", note])
+
+
+def cache_sentence(record: Record) -> str:
+    """A record with intervals in short: scenes at a fifth of the entries and with two bits, best and random."""
+    counts, parts = record.config["counts"], []
+    for ends, when in (("seen", "behind the question"), ("unseen", "behind the picture")):
+        few = {row["label"]: row[ends] for row in record.result if row["column"] == 0.2 and row.get(ends)}
+        chosen = [label for label in few if not _is_baseline(label)]
+        best = max(chosen, key=lambda label: few[label]["accuracy"]["scenes"]["all"])
+        parts.append(
+            f"compressed {when}, `{best}` at 20 % of the entries answers {_scenes(few[best])} % (visual entries at "
+            f"random, text kept: {_scenes(few['random_evict, visual entries only'])} %)"
+        )
+    bits = {row["spec"]: row for row in record.result if row["kind"] == "bits" and row["column"] == 2}
+    rounded = next(row for spec, row in bits.items() if spec.startswith("kivi"))
+    parts.append(
+        f"`{rounded['spec']}` {_scenes(rounded['seen'])} % and {_scenes(rounded['unseen'])} % at "
+        f"{rounded['seen']['bytes_ratio']:.0%} of the bytes"
+    )
+    bare = next(row for row in record.result if row["kind"] == "bare")
+    widths = _half_widths(record, "scenes")
+    return (
+        f"The model of real weights (`{record.model}`) answers {_scenes(bare['seen'])} % of {counts['scenes']['all']} "
+        f"questions about scenes with a full cache; {'; '.join(parts)}. Differences below about {median(widths):.0f} "
+        f"points are noise ([all](docs/kvcache.md#quality-on-real-weights); {record.config['dtype']}, {record.device}, "
+        f"{record.date})."
+    )
 
 
 def _scenes(found: Row | None) -> str:
@@ -112,8 +143,7 @@ def _off(count: float | None, live: float) -> str:
     return "-" if count is None else f"{count / live - 1:+.2%}"
 
 
-def _by_column(rows: list[Row], bare: Row, ends: str, columns: tuple[float, ...]) -> str:
-    shares = columns is SHARES
+def _by_column(rows: list[Row], bare: Row, ends: str, columns: tuple[float, ...], *, shares: bool) -> str:
     titles = [f"{column:.0%}" if shares else f"{column:g} bits" for column in columns]
     lines = [f"| method | {' | '.join(titles)} |", "|" + "---|" * (1 + len(columns))]
     lines.append("| full cache | " + " | ".join([_right(bare[ends])] * len(columns)) + " |")
@@ -138,4 +168,39 @@ def _cell(found: Row | None, share: float | None) -> str:
 
 
 def _right(found: Row) -> str:
-    return " / ".join(f"{100 * found['accuracy'][part]['all']:.1f}" for part in ("scenes", "easy_vqa"))
+    return " / ".join(_bold_above_random(found, part) for part in PARTS)
+
+
+def _bold_above_random(found: Row, part: str) -> str:
+    shown = f"{100 * found['accuracy'][part]['all']:.1f}"
+    low = found.get("more_than", {}).get("random", {}).get(part, (0, 0, 0))[1]
+    return f"**{shown}**" if low is not None and low > 0 else shown
+
+
+def _margins_note(record: Record) -> list[str]:
+    """What chance reaches and how sure the numbers are, where a record tells."""
+    note = []
+    if "majority" in record.config:
+        chance = " / ".join(f"{100 * record.config['majority'][part]:.1f}" for part in PARTS)
+        note.append(f"The commonest training answer of each family reaches {chance}.")
+    margins = {part: found for part in PARTS if (found := _half_widths(record, part))}
+    if margins:
+        pictures = " / ".join(f"{record.config['pictures'][part]}" for part in margins)
+        shown = " / ".join(f"{median(found):.1f} (at most {max(found):.1f})" for found in margins.values())
+        note.append(
+            "In bold: more right answers than with such a share of the visual entries drawn at random, text kept, "
+            "beyond the 95 % interval of the difference over pictures, each cell by itself. Half of the width of such "
+            f"an interval against the full cache is {shown} points on median: the questions are about {pictures} "
+            "pictures."
+        )
+    return note
+
+
+def _half_widths(record: Record, part: str) -> list[float]:
+    """Of the intervals of all rows against the full cache, in points."""
+    found = [row[end]["more_than"]["full"][part] for row in record.result for end in _WAYS if _has_margins(row, end)]
+    return [50 * (high - low) for _, low, high in found if low is not None]
+
+
+def _has_margins(row: Row, ends: str) -> bool:
+    return "full" in (row.get(ends) or {}).get("more_than", {})

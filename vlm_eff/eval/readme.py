@@ -20,7 +20,7 @@ from vlm_eff.eval.catalogue import families_text, method_rows
 from vlm_eff.eval.diffusion_tables import denoising_quality_table, denoising_summary, denoising_time_table
 from vlm_eff.eval.kernel_bounds import bounds_table
 from vlm_eff.eval.kernel_tables import patterns_table, processor_table
-from vlm_eff.eval.kv_tables import cache_summary, memory_table, quality_table
+from vlm_eff.eval.kv_tables import cache_sentence, cache_summary, memory_table, quality_table
 from vlm_eff.eval.loading import quiet_libraries
 from vlm_eff.eval.record import read_record
 from vlm_eff.eval.reference_tables import answers_table, perplexity_table, registers_table
@@ -40,6 +40,7 @@ TOWERS_RECORD = Path("benchmarks/results/towers.json")
 FEATURES_RECORD = Path("benchmarks/results/features.json")
 KV_MEMORY_RECORD = Path("benchmarks/results/kv_memory.json")
 KV_QUALITY_RECORD = Path("benchmarks/results/kv_quality.json")
+KV_SMOL_RECORD = Path("benchmarks/results/kv_quality_smol.json")
 KERNELS_RECORD = Path("benchmarks/results/kernels_cpu.json")
 PATTERNS_RECORD = Path("benchmarks/results/sparse_prefill.json")
 UNET_RECORD = Path("benchmarks/results/diffusion_quality_small_unet.json")
@@ -67,9 +68,9 @@ _MISSING = "Not measured yet: `make bench`."
 def pages() -> dict[Path, tuple[str, ...]]:
     """Every page with generated parts, and the names of their markers."""
     return {
-        README: ("output", "methods", "results", "smol", "kv", "diffusion", "speed"),
+        README: ("output", "methods", "results", "smol", "kv", "kv_smol", "diffusion", "speed"),
         METHODS_PAGE: ("methods", "families", "families_smol", "overhead", "towers", "features"),
-        CACHE_PAGE: ("kv_memory", "kv_quality"),
+        CACHE_PAGE: ("kv_memory", "kv_quality", "kv_quality_smol"),
         KERNELS_PAGE: ("bounds", "processor", "patterns"),
         DIFFUSION_PAGE: ("diffusion_unet", "diffusion_dit", "diffusion_time"),
         TUNING_PAGE: ("tuning",),
@@ -117,8 +118,10 @@ def _part(name: str, text: str) -> str:
         "processor": (KERNELS_RECORD, processor_table),
         "patterns": (PATTERNS_RECORD, patterns_table),
         "kv": (KV_QUALITY_RECORD, cache_summary),
+        "kv_smol": (KV_SMOL_RECORD, cache_sentence),
         "kv_memory": (KV_MEMORY_RECORD, memory_table),
         "kv_quality": (KV_QUALITY_RECORD, quality_table),
+        "kv_quality_smol": (KV_SMOL_RECORD, quality_table),
         "diffusion": (UNET_RECORD, denoising_summary),
         "diffusion_unet": (UNET_RECORD, denoising_quality_table),
         "diffusion_dit": (DIT_RECORD, denoising_quality_table),
