@@ -101,6 +101,15 @@ def test_a_sound_site_is_built(small: Path) -> None:
     assert "Decisions" in (small / "site" / "decisions" / "index.html").read_text()
 
 
+def test_all_of_the_site_is_built(tmp_path: Path) -> None:
+    # the search and the texts of the API take most of the time of `make docs`, and hold no links of ours
+    build(load_config(str(ROOT / "mkdocs.yml"), site_dir=str(tmp_path), plugins=["autorefs"]))
+    page = (tmp_path / "methods" / "fastv.html").read_text()
+    assert "arxiv.org/abs/2403.06764" in page
+    fetched = re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="(https?:[^"]+)"', page)
+    assert not fetched, "the site loads nothing from elsewhere"
+
+
 @pytest.mark.parametrize(
     "wrong",
     ["[gone](decisions/000-gone.md)", "[nowhere](decisions/index.md#nowhere)", "[root](/decisions/index.md)"],
