@@ -8,7 +8,7 @@ RAY := .venv-ray
 WORKERS ?= 2
 PYTEST = OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
-.PHONY: demo test test-bridges test-browser test-ray lint examples docs bench smol bench-smol readme clean
+.PHONY: demo test test-bridges test-browser test-ray test-wheel lint examples docs bench smol bench-smol readme clean
 
 demo: $(VENV)/.demo
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m vlm_eff.demo
@@ -30,6 +30,10 @@ test-browser: $(VENV)/.dev
 # evaluation by Ray Data workers, in an environment beside the first; its processes find the tests by PYTHONPATH
 test-ray: $(RAY)/.made
 	PYTHONPATH=. OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 $(RAY)/bin/python -m pytest tests/eval/runs/test_ray_pool.py
+
+# the wheel in an environment of its own, with what it needs from the package index: minutes, and 6 GB under out/
+test-wheel:
+	$(PYTHON) tests/package/fresh_environment.py out/wheel
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -99,7 +103,7 @@ $(VENV)/.docs: pyproject.toml | $(BIN)/python
 
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	@echo "vlm-eff: installing the package and the development tools (the first time takes a few minutes, mostly torch)"
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check --editable ".[reference,vision,video,diffusion,dev]"
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --editable ".[reference,vision,video,decord,diffusion,dev]"
 	@touch $@ $(VENV)/.demo
 	@echo "vlm-eff: installed"
 
@@ -115,7 +119,7 @@ endef
 $(BRIDGES)/.made: $(VENV)/.dev
 	@echo "vlm-eff: making $(BRIDGES) with lmms-eval; pip will list needs of lmms-eval that are left out on purpose"
 	$(call make_beside,$(BRIDGES))
-	@$(BRIDGES)/bin/python -m pip install -qq --disable-pip-version-check --no-deps lmms-eval==0.7.3 decord
+	@$(BRIDGES)/bin/python -m pip install -qq --disable-pip-version-check --no-deps lmms-eval==0.7.3
 	@$(BRIDGES)/bin/python -m pip install -qq --disable-pip-version-check loguru datasets sacrebleu jsonlines tenacity \
 	  openpyxl pytablewriter httpx evaluate peft
 	@touch $@

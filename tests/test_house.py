@@ -137,6 +137,37 @@ def test_all_is_true(name: str) -> None:
         assert getattr(module, item) is not None
 
 
+def offered_by(path: Path) -> set[str]:
+    """The public names that a room's `__init__.py` defines, or takes from the files of the room."""
+    room = ".".join(path.relative_to(ROOT).parent.parts)
+    names: set[str] = set()
+    for node in tree(path).body:
+        if isinstance(node, ast.ImportFrom) and (node.level == 1 or f"{node.module}.".startswith(f"{room}.")):
+            names |= {alias.asname or alias.name for alias in node.names}
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Assign):
+            names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+    return {name for name in names if not name.startswith("_")}
+
+
+def listed_by(path: Path) -> list[str]:
+    """What `__all__` names, in its order."""
+    values = [
+        node.value
+        for node in tree(path).body
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__"
+    ]
+    return list(ast.literal_eval(values[0])) if values else []
+
+
+def test_a_room_lists_all_that_it_offers() -> None:
+    # importing the families registers them: nobody takes them from there
+    rooms = [path for path in FILES if path.name == "__init__.py" and path.parent != PACKAGE / "models" / "vlm"]
+    missing = {name_of(path): sorted(offered_by(path) - set(listed_by(path))) for path in rooms}
+    assert not {name: names for name, names in missing.items() if names}, "add these to __all__"
+
+
 def test_every_method_is_offered_by_its_room() -> None:
     for name, method in vlm_eff.methods().items():
         if method.room != "third party":

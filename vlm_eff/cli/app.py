@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 
 from vlm_eff import __version__
 from vlm_eff.cli.demo_command import demo_command
+from vlm_eff.cli.doctor_command import doctor_command
 from vlm_eff.cli.options import Attention, Device, Dtype, Json, Model
 from vlm_eff.cli.tune_command import tune_command
 from vlm_eff.core.errors import ConfigError, VlmEffError
@@ -298,6 +299,7 @@ def eval_command(
 
 app.command("tune")(tune_command)
 app.command("demo")(demo_command)
+app.command("doctor")(doctor_command)
 
 
 @app.command("kernels")

@@ -46,13 +46,7 @@ def load_subject(
         )
         processor = transformers.AutoProcessor.from_pretrained(source)
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
-        raise InputError(
-            explain(
-                f"cannot load {source!r} as a vision-language model ({first_line(error)})",
-                "a folder written by save_pretrained with its processor, or a model id of the hub",
-                "Check the name and the files",
-            )
-        ) from None
+        raise _no_model(source, error) from None
     if not isinstance(processor, transformers.ProcessorMixin):
         raise InputError(
             explain(
@@ -64,6 +58,23 @@ def load_subject(
     return Subject(model.to(place).eval(), processor, name or BUNDLED)
 
 
+def load_outline(name: str | None = None, *, attention: str = "sdpa") -> Any:
+    """The parts of a model on the meta device, without weights: enough to look at and to attach to, in no time.
+
+    Raises:
+        InputError: an unknown folder or attention, or files that are no vision-language model.
+    """
+    check_choice("attention", attention, _ATTENTION)
+    source = _source(name)
+    try:
+        config = transformers.AutoConfig.from_pretrained(source)
+        with torch.device("meta"):
+            model = transformers.AutoModelForImageTextToText.from_config(config, attn_implementation=attention)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise _no_model(source, error) from None
+    return model.eval()
+
+
 def quiet_libraries() -> None:
     """Keep progress bars and remarks of libraries off the terminal of a command that prints a result."""
     transformers.logging.set_verbosity_error()
@@ -73,6 +84,16 @@ def quiet_libraries() -> None:
 
         logging.set_verbosity_error()
         logging.disable_progress_bar()
+
+
+def _no_model(source: str, error: Exception) -> InputError:
+    return InputError(
+        explain(
+            f"cannot load {source!r} as a vision-language model ({first_line(error)})",
+            "a folder written by save_pretrained with its processor, or a model id of the hub",
+            "Check the name and the files",
+        )
+    )
 
 
 def _source(name: str | None) -> str:

@@ -6,13 +6,16 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from PIL import Image, ImageOps
 
 from vlm_eff.core.errors import InputError, explain
 from vlm_eff.video.clip import Clip
+
+# tasks open their pictures here: listing them must not wait for torch
+if TYPE_CHECKING:
+    import torch
 
 # what people write for a picture; only what a tokenizer does not know is refused
 _LOOKS_LIKE_PLACEHOLDER = re.compile(r"<\|?/?(?:image|img|picture|vision)[^<>\s]*>|\[(?:image|img)\]", re.IGNORECASE)
@@ -107,6 +110,8 @@ class Subject:
 
     def answer(self, inputs: Any, *, max_new_tokens: int) -> str:
         """The model's greedy answer."""
+        import torch
+
         with torch.inference_mode():
             output = self.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
         new = output[:, inputs["input_ids"].shape[1] :]
@@ -115,6 +120,8 @@ class Subject:
 
     def first_token(self, inputs: Any) -> None:
         """Run until the first new token is on the host: vision tower, projector, prefill and plugins."""
+        import torch
+
         with torch.inference_mode():
             output = self.model.generate(**inputs, max_new_tokens=1, do_sample=False)
         output[0, -1].item()

@@ -107,6 +107,7 @@ def _pick(backend: str, path: Path) -> str:
     for name in wanted:
         if importlib.util.find_spec(name) is not None:
             return name
+    extra = "decord" if backend == "decord" else "video"
     raise CapabilityError(
-        explain(f"{' and '.join(wanted)} not installed", "PyAV (av) or decord", "Run: pip install 'vlm-eff[video]'")
+        explain(f"{' and '.join(wanted)} not installed", "PyAV (av) or decord", f"Run: pip install 'vlm-eff[{extra}]'")
     )

@@ -6,6 +6,8 @@ and the import of their per-sample files. Neither harness is imported until it i
 
 from pathlib import Path
 
+__all__ = ["tasks_folder"]
+
 
 def tasks_folder() -> Path:
     """The folder of tasks that lmms-eval takes as `--include_path`."""

@@ -34,6 +34,7 @@ __all__ = [
     "load_classifier",
     "load_small_dit_pipeline",
     "load_small_unet_pipeline",
+    "need_diffusers",
     "shape_batch",
 ]
 

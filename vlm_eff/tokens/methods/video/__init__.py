@@ -3,4 +3,6 @@
 import vlm_eff.models.vlm  # noqa: F401  (registers the families)
 from vlm_eff.models.family import video_families
 
+__all__ = ["SERVED"]
+
 SERVED = video_families()
