@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -48,7 +49,7 @@ class Painter:
                pipeline is ready for the next one
 
         Raises:
-            InputError: the pipeline returns nothing that looks like pictures.
+            InputError: a prompt or classes for a pipeline that takes none, or one that returns nothing like pictures.
         """
         with nullcontext() if after is None else _following(self.pipe.scheduler, after):
             return self._paint(steps, guidance, seed)
@@ -57,6 +58,11 @@ class Painter:
         if self.small:
             drawn: Tensor = generate(self.pipe, self.asked["labels"], steps=steps, guidance=guidance, seed=seed)
             return drawn
+        known = inspect.signature(self.pipe.__call__).parameters
+        strange = [name for name in self.asked if name not in known]
+        if strange:
+            got = f"{strange[0]} for {type(self.pipe).__name__}, which takes none"
+            raise InputError(explain(got, "what the pipeline is asked by", "Give a prompt, or a class, instead"))
         generator = torch.Generator("cpu").manual_seed(seed)
         made = self.pipe(
             num_inference_steps=steps, guidance_scale=guidance, generator=generator, output_type="pt", **self.asked

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tests.contracts.snapshot import assert_unchanged, snapshot
+from tests.tiny.pipelines import make_pipeline
 from vlm_eff import plugin
 from vlm_eff.core.errors import CapabilityError, ConfigError, InputError, Stopped
 from vlm_eff.demo.work.diffusion import Request, draw, shown, stand_ins
@@ -151,6 +152,8 @@ def test_one_pipeline_draws_what_each_asks(painter: Painter) -> None:
     assert other.pipe is painter.pipe and (other.asked, painter.asked) == ({"labels": [7]}, {"labels": [4]})
     with pytest.raises(InputError, match="a prompt for small-unet"):
         painter.asking(prompt="a cat")
+    with pytest.raises(InputError, match="prompt for DiTPipeline, which takes none"):
+        Painter(make_pipeline("dit").pipe, "tiny", {"prompt": "a cat"}).paint(steps=2, guidance=1.0, seed=0)
 
 
 def test_large_pictures_are_not_scaled() -> None:

@@ -72,15 +72,16 @@ def _settings(desk: Desk) -> list[Any]:
 def _results() -> list[Any]:
     table = gr.Dataframe(
         headers=list(HEAD),
-        column_widths=["26%", "16%", *["9%"] * 5, "13%"],
+        column_widths=["26%", "14%", "9%", "11%", "8%", "9%", "9%", "14%"],
         interactive=False,
         wrap=True,
         label="One question, one budget",
     )
     said = gr.Markdown()
     plot = gr.Plot(show_label=False)
+    gr.Markdown("What is left at the last layer: clear cells are kept, outlined ones stand for others too.")
     kept = gr.Gallery(
-        label="What is left at the last layer: clear cells are kept, outlined ones stand for others too",
+        show_label=False,
         columns=4,
         height=420,
         object_fit="contain",
