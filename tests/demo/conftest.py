@@ -31,8 +31,13 @@ def desk() -> Any:
 @pytest.fixture(scope="session")
 def address(desk: Any) -> Iterator[str]:
     """Where the page is served."""
+    import anyio
+
     from vlm_eff.demo.page.app import open_page
 
+    # imported lazily by whoever downloads first: pytest would then rewrite its assertions in the server's thread, while
+    # another one parses, which Python 3.11 takes badly ("AST constructor recursion depth mismatch")
+    assert anyio.open_file
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
