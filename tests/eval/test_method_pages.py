@@ -117,6 +117,7 @@ def test_each_record_reaches_the_pages_of_its_methods() -> None:
         "Time of the prefill": "feather",
         "What selecting costs": "dart",
         "Answers out of the compressed cache": "snapkv",
+        "Answers out of the cache of real weights": "h2o",
         "Perplexity of text": "kivi",
         "Memory of the cache, time of a step": "zipvl_kv",
         "Pictures of the bundled UNet": "deepcache",

@@ -87,6 +87,7 @@ SOURCES = (
     Source("Time of the prefill", readme.SPEED_RECORD, speed_table, _none),
     Source("What selecting costs", readme.OVERHEAD_RECORD, overhead_table, _none),
     Source("Answers out of the compressed cache", readme.KV_QUALITY_RECORD, quality_table, _evicting_at_random),
+    Source("Answers out of the cache of real weights", readme.KV_SMOL_RECORD, quality_table, _evicting_at_random),
     Source("Perplexity of text", readme.PERPLEXITY_RECORD, perplexity_table, _random_policy),
     Source("Memory of the cache, time of a step", readme.KV_MEMORY_RECORD, memory_table, _full_cache),
     Source("Pictures of the bundled UNet", readme.UNET_RECORD, denoising_quality_table, _fewer_steps),
