@@ -59,11 +59,16 @@ def test_the_short_table_has_both_ways_side_by_side() -> None:
     assert lines[0].startswith("| method | 50%, seen | 50%, unseen | 20%, seen |")
     assert lines[2] == "| full cache | 90.0 | 80.0 | 90.0 | 80.0 | 90.0 | 80.0 | 90.0 | 80.0 |"
     assert lines[3:6] == [
-        "| `kivi` | - | - | - | - | - | - | 85.0 | 84.0 |",
         "| `snapkv` | 70.0 | 60.0 | - | - | - | - | - | - |",
+        "| `kivi` | - | - | - | - | - | - | 85.0 | 84.0 |",
         "| *random_evict* | 10.0 | 30.0 | - | - | - | - | - | - |",
     ]
-    assert "N = 5 questions" in lines[-1]
+    assert "N = 5 questions" in lines[-1] and "(0 more in the guide)" in lines[-1]
+
+    many = [row("evict", f"m{n}", 0.5, f"m{n}", answers(n / 10, 1, 0.5), answers(0, 1, 0.5)) for n in range(9)]
+    lines = cache_summary(record(rows + many, counts={"scenes": {"all": 5}, "easy_vqa": {"all": 2}})).splitlines()
+    assert [line.split("`")[1] for line in lines[3:9]] == ["snapkv", "m8", "m7", "m6", "m5", "m4"]
+    assert "(4 more in the guide)" in lines[-1]
 
 
 def test_a_record_with_intervals_says_what_is_better_than_chance_and_what_is_noise() -> None:

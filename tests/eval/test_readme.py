@@ -113,12 +113,24 @@ def test_tables_show_the_record() -> None:
     result = {"rows": rows, "unreachable": {"fastv @ 16": "18 at least"}}
     record = Record("scenes, easy-vqa", "1", "bundled model", config, "2-core CPU", 30, result)
 
-    summary = results.summary_table(record).splitlines()
-    assert summary[0].startswith("| method | scenes 50% | scenes 11% | locate 50%")
+    real_rows = [
+        asked_row("bare", None, 0.7, 0.9),
+        asked_row("uniform_grid", 40, 0.6, 0.5),
+        asked_row("uniform_grid", 20, 0.4, 0.5),
+        asked_row("fastv", 40, 0.5, 0.5),
+        asked_row("fastv", 20, 0.3, 0.5),
+        asked_row("downsize", 40, 0.65, 0.5),
+        asked_row("downsize", 20, 0.6, 0.5),
+        asked_row("dart", 40, 0.9, 0.5),
+    ]
+    real = replace(record, config=config | {"visual_tokens": 80, "layers": 30}, result=result | {"rows": real_rows})
+    first = results.first_table(record, real).splitlines()
+    assert first[0] == "| method | bundled 50% | bundled 11% | real 50% | real 25% | first token at 25% |"
     names = ["| bare", "| `fastv`", "| *downsize*", "| *uniform_grid*"]
-    assert [line.split(" | ")[0] for line in summary[2:6]] == names
-    assert summary[3].split(" | ")[1:3] == ["80.0", "-"]
-    assert "N = 10 questions" in summary[-1] and "20 easy-VQA" in summary[-1] and record.device in summary[-1]
+    assert [line.split(" | ")[0] for line in first[2:6]] == names, "what both measured, methods first, then by the real"
+    assert first[3] == "| `fastv` | 80.0 | - | 50.0 | 30.0 | 0.90 [0.80, 1.00] |"
+    assert first[4].endswith("| 65.0 | 60.0 | - |")
+    assert "80 tokens, 30 layers, N = 10" in first[-1] and record.device in first[-1]
 
     page = results.results_page(record)
     assert "### 72 of 144 tokens (50%)" in page and "### 16 of 144 tokens (11%)" in page
@@ -129,7 +141,7 @@ def test_tables_show_the_record() -> None:
     # a row that no budget was asked of has a table of its own
     own = dict(rows[1], method="atp", n_eq_asked=None)
     more = replace(record, result=result | {"rows": [*rows, own]})
-    assert results.summary_table(more) == results.summary_table(record)
+    assert results.first_table(more, real) == results.first_table(record, real)
     assert results.results_page(more).split("### At their own count")[1].count("| `atp` |") == 1
 
 

@@ -24,7 +24,7 @@ from vlm_eff.eval.kv_tables import cache_sentence, cache_summary, memory_table, 
 from vlm_eff.eval.loading import quiet_libraries
 from vlm_eff.eval.record import read_record
 from vlm_eff.eval.reference_tables import answers_table, perplexity_table, registers_table
-from vlm_eff.eval.results import results_page, summary_table
+from vlm_eff.eval.results import first_table, results_page
 from vlm_eff.eval.timings import features_table, overhead_table, speed_table, towers_table
 from vlm_eff.eval.tuning_table import tuning_table
 from vlm_eff.models.adapter import FAMILIES
@@ -68,7 +68,7 @@ _MISSING = "Not measured yet: `make bench`."
 def pages() -> dict[Path, tuple[str, ...]]:
     """Every page with generated parts, and the names of their markers."""
     return {
-        README: ("output", "methods", "results", "smol", "kv", "kv_smol", "diffusion", "speed"),
+        README: ("output", "methods", "results", "kv", "kv_smol", "diffusion", "speed"),
         METHODS_PAGE: ("methods", "families", "families_smol", "overhead", "towers", "features"),
         CACHE_PAGE: ("kv_memory", "kv_quality", "kv_quality_smol"),
         KERNELS_PAGE: ("bounds", "processor", "patterns"),
@@ -103,13 +103,14 @@ def _part(name: str, text: str) -> str:
     if name == "tuning":
         there = [path for path in TUNING_RECORDS if (ROOT / path).is_file()]
         return tuning_table([read_record(ROOT / path) for path in there]) if there else _MISSING
+    if name == "results":
+        both = [ROOT / path for path in (RECORD, SMOL_RECORD)]
+        return first_table(*map(read_record, both)) if all(path.is_file() for path in both) else _MISSING
     if name in ("small_answers", "smol_answers"):
         path = ROOT / (SMALL_ANSWERS if name == "small_answers" else SMOL_ANSWERS)
         return answers_table(path) if path.is_file() else _MISSING
     path, show = {
-        "results": (RECORD, summary_table),
         "families": (RECORD, results_page),
-        "smol": (SMOL_RECORD, summary_table),
         "families_smol": (SMOL_RECORD, results_page),
         "speed": (SPEED_RECORD, speed_table),
         "overhead": (OVERHEAD_RECORD, overhead_table),

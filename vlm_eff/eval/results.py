@@ -14,32 +14,41 @@ _LEFT_OUT = {"relation"}
 Row = dict[str, Any]
 
 
-def summary_table(record: Record) -> str:
-    """One line a method: accuracy on scenes, on their localisation questions and on easy-VQA at every budget."""
-    tokens, budgets = _tokens(record), _budgets(record)
-    shares = [f"{budget / tokens:.0%}" for budget in budgets]
-    rows = {(row["method"], row["n_eq_asked"]): row for row in record.result["rows"]}
-    # a method with arguments behind it is a variant, which only the page shows
-    at_budget = [row["method"] for row in record.result["rows"] if row["n_eq_asked"] and ":" not in row["method"]]
-    names = list(dict.fromkeys(at_budget))
-    names = sorted(names, key=lambda name: (name in BASELINES, name))
-    columns = [("scenes", _scenes), ("locate", _locate), ("easy-VQA", _easy)]
-    titles = " | ".join(f"{title} {share}" for title, _ in columns for share in shares)
-    lines = [f"| method | {titles} |", "|" + "---|" * (1 + len(columns) * len(shares))]
-    bare = rows[("bare", None)]
-    lines.append("| bare | " + " | ".join(_percent(value(bare)) for _, value in columns for _ in shares) + " |")
-    for name in names:
-        cells = [rows.get((name, budget)) for budget in budgets]
-        shown = [_percent(value(cell)) if cell else "-" for _, value in columns for cell in cells]
-        label = f"*{name}*" if name in BASELINES else f"`{name}`"
-        lines.append(f"| {label} | {' | '.join(shown)} |")
+def first_table(record: Record, real: Record) -> str:
+    """Scenes of both reference models at every budget, for what was measured on both; no row is picked by hand.
+
+    record: of the bundled model; real: of the model of real weights, whose time to the first token is shown as well
+    """
+    parts = [(name, one, budget) for name, one in (("bundled", record), ("real", real)) for budget in _budgets(one)]
+    rows = [{(row["method"], row["n_eq_asked"]): row for row in one.result["rows"]} for one in (record, real)]
+    both = {name for name, _ in rows[0]} & {name for name, _ in rows[1]} - {"bare"}
+    timed = _budgets(real)[1]
+    titles = [f"{name} {budget / _tokens(one):.0%}" for name, one, budget in parts]
+    lines = [f"| method | {' | '.join(titles)} | first token at {timed / _tokens(real):.0%} |"]
+    lines.append("|" + "---|" * (len(parts) + 2))
+    bare = [_percent(_scenes(rows[one is real][("bare", None)])) for _, one, _ in parts]
+    lines.append(f"| bare | {' | '.join(bare)} | 1 |")
+
+    def order(name: str) -> tuple[bool, float]:
+        found = [rows[1].get((name, budget)) for budget in _budgets(real)]
+        return name in BASELINES, -sum(_scenes(row) for row in found if row)
+
+    for name in sorted(both, key=order):
+        found = [rows[one is real].get((name, budget)) for _, one, budget in parts]
+        cells = [_percent(_scenes(row)) if row else "-" for row in found]
+        time = rows[1][(name, timed)].get("first_token")
+        cells.append("-" if time is None else f"{time['ratio']:.2f} [{time['low']:.2f}, {time['high']:.2f}]")
+        lines.append(f"| {f'*{name}*' if name in BASELINES else f'`{name}`'} | {' | '.join(cells)} |")
+    pairs = real.config["timed_pairs"]
     note = (
-        f"Exact match in per cent, with {', '.join(f'{b:g}' for b in budgets)} of {tokens} visual tokens averaged over "
-        f"{record.config['layers']} layers (n_eq); in italics the baselines that look at nothing; "
-        "*downsize* shows pictures with that share of their pixels; this model has one resolution and spends all "
-        "tokens on them. "
-        f'"locate": questions where something is. {_unreached(record)}'
-        f"{_counts(record)} {_conditions(record)}"
+        "Right answers to questions about held-out scenes, per cent, at these shares of the visual tokens, averaged "
+        "over the decoder's layers (n_eq); in the order of the means on the real weights, in italics what looks at "
+        "nothing; *downsize* shows pictures with that share of their pixels, on which these models of one resolution "
+        "spend all tokens again. "
+        f"{_unreached(record)}"
+        f"bundled: {_tokens(record)} tokens, {record.config['layers']} layers, {_scene_count(record)}. "
+        f"real: {_tokens(real)} tokens, {real.config['layers']} layers, {_scene_count(real)}. First token: with the "
+        f"method / bare on the real weights, median of {pairs} interleaved pairs [95 % interval]. {_machine(record)}."
     )
     return "\n".join([*lines, "", note])
 
@@ -127,16 +136,23 @@ def _counts(record: Record) -> str:
     return f"N = {scenes} questions about held-out scenes, {easy} easy-VQA test questions."
 
 
+def _scene_count(record: Record) -> str:
+    return f"N = {record.config['tasks']['scenes']['items']}"
+
+
 def _unreached(record: Record) -> str:
     there = record.result["unreachable"]
     return '"-": the method cannot reach the budget on a decoder this shallow. ' if there else ""
 
 
 def _conditions(record: Record) -> str:
+    return f"Model: {record.model}, {_machine(record)}."
+
+
+def _machine(record: Record) -> str:
     dtype, packages = record.config["settings"]["dtype"], record.packages
     return (
-        f"Model: {record.model}, {dtype}, {record.device}, torch {packages['torch']}, "
-        f"transformers {packages['transformers']}, {record.date}."
+        f"{dtype}, {record.device}, torch {packages['torch']}, transformers {packages['transformers']}, {record.date}"
     )
 
 
