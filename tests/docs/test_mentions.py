@@ -35,7 +35,7 @@ def check_mention(code: str) -> None:
     elif code.startswith("vlm-eff "):
         _, *arguments = words(code)
         command = get_command(app)
-        while isinstance(command, TyperGroup) and arguments:
+        while isinstance(command, TyperGroup) and arguments and not arguments[0].startswith("--"):
             command = command.commands[arguments.pop(0)]
         known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
         unknown = [one for one in arguments if one.startswith("--") and one not in known | {"--help"}]
