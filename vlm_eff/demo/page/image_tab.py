@@ -57,8 +57,8 @@ def add(desk: Desk) -> None:
                 elem_id="image-kept",
             )
             why = gr.Markdown()
-            costs = gr.Plot(label="Costs")
-            layers = gr.Plot(label="By layer")
+            costs = gr.Plot(show_label=False)
+            layers = gr.Plot(show_label=False)
             code = gr.Code(label="The same in Python", language="python", interactive=False)
             stats = gr.Code(label="handle.stats()", language=None, interactive=False)
             record = gr.File(label="All numbers, JSON", interactive=False)
@@ -87,7 +87,7 @@ def question_inputs(desk: Desk, name: str) -> tuple[gr.File, gr.Textbox]:
     preview = gr.Gallery(
         [str(first.path)],
         columns=3,
-        height=150,
+        height=180,
         fit_columns=False,
         show_label=False,
         interactive=False,
