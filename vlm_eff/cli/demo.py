@@ -73,9 +73,14 @@ def _painter(options: DemoOptions) -> tuple[Callable[[str, tuple[int, ...]], Pai
         return None, ""
 
     loaded: list[Painter] = []
+    if options.diffusion is not None:
+        # a wrong name is told now, not to whoever draws first; what it shall draw is said then
+        first = "" if name in SMALL else "a picture"
+        with progress("loading the pipeline"):
+            loaded.append(load_painter(name, prompt=first, dtype=options.dtype, device=options.device))
 
     def make(prompt: str, classes: tuple[int, ...]) -> Painter:
-        # the pipeline is loaded when somebody first draws, and stays
+        # the small pipeline is loaded when somebody first draws, and stays
         if not loaded:
             loaded.append(
                 load_painter(name, prompt=prompt, classes=classes, dtype=options.dtype, device=options.device)

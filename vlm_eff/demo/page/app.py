@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -85,6 +86,7 @@ def serve(
 
 def open_page(desk: Desk, *, host: str = LOOPBACK, port: int | None = None, browser: bool = False) -> gr.Blocks:
     """Start serving in a thread; `close()` of what is returned ends it. Raises as `serve` does."""
+    _check_host(host, port)
     page = build(desk)
     try:
         page.launch(
@@ -103,11 +105,25 @@ def open_page(desk: Desk, *, host: str = LOOPBACK, port: int | None = None, brow
             theme=gr.themes.Default(font="sans-serif", font_mono="monospace"),
         )
     except OSError as error:
-        where = f"{host}, port {port if port is not None else 'any'}"
-        raise InputError(
-            explain(f"{where} cannot be served at ({first_line(error)})", "a free port of this machine", "Name another")
-        ) from None
+        raise _not_there(host, port, error) from None
     return page
+
+
+def _check_host(host: str, port: int | None) -> None:
+    """Raise `InputError` where nothing can listen; gradio would try every port, and then wait."""
+    try:
+        family, kind, protocol, _, place = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as tried:
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            tried.bind(place)
+    except OSError as error:
+        raise _not_there(host, port, error) from None
+
+
+def _not_there(host: str, port: int | None, error: OSError) -> InputError:
+    where = f"{host}, port {port if port is not None else 'any'}"
+    accepted = "an address and a free port of this machine"
+    return InputError(explain(f"{where} cannot be served at ({first_line(error)})", accepted, "Name another"))
 
 
 def _head(desk: Desk) -> str:
