@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import threading
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+from vlm_eff.core.files import write_file
 from vlm_eff.core.plugin import Plugin
 from vlm_eff.demo.page.examples import Example, write_examples
 from vlm_eff.eval.budgets import Sizes, sizes_of
@@ -55,6 +59,11 @@ class Desk:
         """Visual tokens and layers of a question about the first example; whoever asks first must be `working`."""
         first = self.examples[0]
         return sizes_of(self.subject, [open_image(first.path)], first.prompt)
+
+    def keep(self, name: str, found: dict[str, Any]) -> str:
+        """Write a result as JSON where its visitor can download it; the file's path."""
+        path = self.folder / f"{name}-{uuid.uuid4().hex}.json"
+        return str(write_file(path, json.dumps(found, indent=2)))
 
     @contextmanager
     def working(self, visitor: str, stop: threading.Event) -> Iterator[None]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,15 +9,14 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from vlm_eff.core.files import write_file
 from vlm_eff.demo.page.controls import length_of, length_slider, spec_box
 from vlm_eff.demo.page.desk import Desk
 from vlm_eff.demo.page.failing import telling, told
-from vlm_eff.demo.page.running import Heard, run, visitor_of
+from vlm_eff.demo.page.running import both_answers, visitor_of
 from vlm_eff.demo.page.specs import plugins_of
 from vlm_eff.demo.page.uploads import PICTURES, pictures
 from vlm_eff.demo.work.code import code_for
-from vlm_eff.demo.work.image import BARE, WITH, Looked, Question, cost_chart, layers_chart, look
+from vlm_eff.demo.work.image import Looked, Question, cost_chart, layers_chart, look
 
 _DEFAULT = "pyramiddrop:keep_ratio=0.5"
 _MOST_PAIRS = 40
@@ -145,13 +142,14 @@ def _asker(desk: Desk) -> Any:
                 pairs=_pairs(pairs),
                 seed=int(seed or 0),
             )
-        said = {}
-        for news in run(desk, visitor_of(request), lambda watch: look(desk.subject, question, watch), progress):
-            if isinstance(news, Heard):
-                said[news.who] = news.text
-                yield said.get(BARE, ""), said.get(WITH, ""), *[gr.skip()] * 10
-            else:
-                yield _shown(desk, news.result, [Path(one).name for one in files or ()])
+        yield from both_answers(
+            desk,
+            visitor_of(request),
+            lambda watch: look(desk.subject, question, watch),
+            progress,
+            lambda found: _shown(desk, found, [Path(one).name for one in files or ()]),
+            others=10,
+        )
 
     return ask
 
@@ -177,7 +175,7 @@ def _code(desk: Desk, found: Looked, names: list[str]) -> str:
 def _shown(desk: Desk, found: Looked, names: list[str]) -> tuple[Any, ...]:
     last = len(found.report.visual_per_layer) - 1
     where = f"{found.device}. " + (f"Times: {found.timing}." if found.times else "Nothing was timed.")
-    record = write_file(desk.folder / f"image-{uuid.uuid4().hex[:8]}.json", json.dumps(found.to_dict(), indent=2))
+    record = desk.keep("image", found.to_dict())
     return (
         found.bare,
         found.arm,
@@ -190,5 +188,5 @@ def _shown(desk: Desk, found: Looked, names: list[str]) -> tuple[Any, ...]:
         layers_chart(found),
         _code(desk, found, names),
         str(found.stats),
-        str(record),
+        record,
     )

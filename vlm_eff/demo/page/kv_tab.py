@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import uuid
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,15 +9,14 @@ import gradio as gr
 from PIL import Image
 
 from vlm_eff.core.errors import CapabilityError
-from vlm_eff.core.files import write_file
 from vlm_eff.demo.page.controls import length_of, length_slider, spec_box
 from vlm_eff.demo.page.desk import Desk
 from vlm_eff.demo.page.failing import telling, told
 from vlm_eff.demo.page.image_tab import question_inputs, stopper
-from vlm_eff.demo.page.running import Heard, run, visitor_of
+from vlm_eff.demo.page.running import both_answers, visitor_of
 from vlm_eff.demo.page.specs import plugins_of
 from vlm_eff.demo.page.uploads import pictures
-from vlm_eff.demo.work.image import BARE, WITH, Question
+from vlm_eff.demo.work.image import Question
 from vlm_eff.demo.work.kv import METER_STEPS, CacheAsked, ask_cache
 from vlm_eff.demo.work.kv_charts import bytes_chart, kept_chart
 from vlm_eff.eval.kv_plot import errors_figure
@@ -97,13 +94,14 @@ def _asker(desk: Desk) -> Any:
                 plugins_of(specs, desk.offered),
                 max_new_tokens=length_of(length),
             )
-        said = {}
-        for news in run(desk, visitor_of(request), lambda watch: ask_cache(desk.subject, question, watch), progress):
-            if isinstance(news, Heard):
-                said[news.who] = news.text
-                yield said.get(BARE, ""), said.get(WITH, ""), *[gr.skip()] * 10
-            else:
-                yield _shown(desk, news.result)
+        yield from both_answers(
+            desk,
+            visitor_of(request),
+            lambda watch: ask_cache(desk.subject, question, watch),
+            progress,
+            lambda found: _shown(desk, found),
+            others=10,
+        )
 
     return ask
 
@@ -111,7 +109,7 @@ def _asker(desk: Desk) -> Any:
 def _shown(desk: Desk, found: CacheAsked) -> tuple[Any, ...]:
     last = found.layers[-1]
     cells, why = show_cells(found, last, _ALL)
-    record = write_file(desk.folder / f"kv-{uuid.uuid4().hex[:8]}.json", json.dumps(found.to_dict(), indent=2))
+    record = desk.keep("kv", found.to_dict())
     return (
         found.bare,
         found.arm,
@@ -124,5 +122,5 @@ def _shown(desk: Desk, found: CacheAsked) -> tuple[Any, ...]:
         bytes_chart(found.kept),
         errors_figure(found.errors),
         str(found.stats),
-        str(record),
+        record,
     )

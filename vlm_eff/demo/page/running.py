@@ -12,6 +12,7 @@ import gradio as gr
 
 from vlm_eff.demo.page.desk import Desk
 from vlm_eff.demo.page.failing import told
+from vlm_eff.demo.work.image import BARE, WITH
 from vlm_eff.demo.work.watching import Watch
 
 R = TypeVar("R")
@@ -73,6 +74,28 @@ def run(desk: Desk, visitor: str, work: Callable[[Watch], R], progress: gr.Progr
     finally:
         stop.set()
         worker.join()
+
+
+def both_answers(
+    desk: Desk,
+    visitor: str,
+    work: Callable[[Watch], R],
+    progress: gr.Progress,
+    show: Callable[[R], tuple[Any, ...]],
+    others: int,
+) -> Iterator[tuple[Any, ...]]:
+    """What a tab shows while a question is answered bare and with plugins: both answers as they grow, then everything.
+
+    show:   turns the result into all outputs of the tab, of which the answers are the first two
+    others: how many outputs stand behind them
+    """
+    said: dict[str, str] = {}
+    for news in run(desk, visitor, work, progress):
+        if isinstance(news, Heard):
+            said[news.who] = news.text
+            yield said.get(BARE, ""), said.get(WITH, ""), *[gr.skip()] * others
+        else:
+            yield show(news.result)
 
 
 def result_of(desk: Desk, visitor: str, work: Callable[[Watch], R], progress: gr.Progress) -> R:

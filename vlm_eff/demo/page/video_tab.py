@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import uuid
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,17 +9,15 @@ import gradio as gr
 from PIL import Image
 
 from vlm_eff.core.errors import CapabilityError
-from vlm_eff.core.files import write_file
 from vlm_eff.demo.page.controls import length_of, length_slider, spec_box
 from vlm_eff.demo.page.desk import Desk
 from vlm_eff.demo.page.failing import telling, told
 from vlm_eff.demo.page.image_tab import stopper
-from vlm_eff.demo.page.running import Heard, run, visitor_of
+from vlm_eff.demo.page.running import both_answers, visitor_of
 from vlm_eff.demo.page.specs import plugins_of
 from vlm_eff.demo.work.charts import layer_bars, pair_bars
 from vlm_eff.demo.work.clips import CLIPS, MOST_FRAMES, Chosen, drawn_clip, drawn_questions, read_clip
 from vlm_eff.demo.work.costs import cost_pairs, layer_rows
-from vlm_eff.demo.work.image import BARE, WITH
 from vlm_eff.demo.work.video import ClipAsked, ClipQuestion, FramesKept, ask_clip, plain_strip
 from vlm_eff.eval.runs.asking import as_pictures
 from vlm_eff.video.conventions import CONVENTIONS
@@ -152,13 +148,14 @@ def _asker(desk: Desk) -> Any:
                 plugins_of(specs, desk.offered),
                 max_new_tokens=length_of(length),
             )
-        said = {}
-        for news in run(desk, visitor_of(request), lambda watch: ask_clip(desk.subject, question, watch), progress):
-            if isinstance(news, Heard):
-                said[news.who] = news.text
-                yield said.get(BARE, ""), said.get(WITH, ""), *[gr.skip()] * 9
-            else:
-                yield _shown(desk, news.result)
+        yield from both_answers(
+            desk,
+            visitor_of(request),
+            lambda watch: ask_clip(desk.subject, question, watch),
+            progress,
+            lambda found: _shown(desk, found),
+            others=9,
+        )
 
     return ask
 
@@ -166,7 +163,7 @@ def _asker(desk: Desk) -> Any:
 def _shown(desk: Desk, found: ClipAsked) -> tuple[Any, ...]:
     last = found.frames.layers - 1
     strip, why, chart = show_layer(found.frames, last)
-    record = write_file(desk.folder / f"video-{uuid.uuid4().hex[:8]}.json", json.dumps(found.to_dict(), indent=2))
+    record = desk.keep("video", found.to_dict())
     return (
         found.bare,
         found.arm,
@@ -178,5 +175,5 @@ def _shown(desk: Desk, found: ClipAsked) -> tuple[Any, ...]:
         pair_bars(cost_pairs(found.stats), found.question.label),
         layer_bars(layer_rows(found.stats)),
         str(found.stats),
-        str(record),
+        record,
     )
