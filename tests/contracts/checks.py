@@ -25,8 +25,8 @@ def keep_all_is_bit_identical(family: str, attn: str, plugin: Plugin, rows: Rows
     """Keeping everything changes no bit, in prefill and in decoding, and gathers nothing."""
     model, inputs = kit.model_of(family, attn), tiny_inputs(family, rows)
     run = kit.attached(model, inputs, plugin)
-    assert torch.equal(run.logits, kit.bare(model, inputs))
-    tokens, logits = kit.generate(model, inputs)
+    assert torch.equal(run.logits, kit.once(kit.bare, model, inputs))
+    tokens, logits = kit.once(kit.generate, model, inputs)
     decoded = kit.attached_generate(model, inputs, plugin)
     assert torch.equal(decoded.logits, logits)
     assert torch.equal(decoded.tokens, tokens)
@@ -50,7 +50,7 @@ def drop_equals_mask(
     kit.same(run.logits[left], want[left])
     text = left & ~visual_mask(inputs)
     seen = torch.tensor([bool(count) for count in rows])
-    kit.differs(run.logits[text & seen[:, None]], kit.bare(model, inputs)[text & seen[:, None]])
+    kit.differs(run.logits[text & seen[:, None]], kit.once(kit.bare, model, inputs)[text & seen[:, None]])
 
 
 def generate_equals_masked_generate(
@@ -62,7 +62,7 @@ def generate_equals_masked_generate(
     tokens, logits = kit.reference_generate(model, inputs, plugin, run.handle)
     kit.same(run.logits, logits)
     assert torch.equal(run.tokens, tokens)
-    kit.differs(run.logits[:, 0], kit.generate(model, inputs, 1)[1][:, 0])
+    kit.differs(run.logits[:, 0], kit.once(kit.generate, model, inputs, 1)[1][:, 0])
 
 
 def eager_equals_sdpa(family: str, plugin: Plugin, rows: Rows = (1, 2, 0), pad: str = "left") -> None:
@@ -76,7 +76,7 @@ def eager_equals_sdpa(family: str, plugin: Plugin, rows: Rows = (1, 2, 0), pad: 
             assert torch.equal(one, other)
     left = kit.survivors(runs["sdpa"].handle, inputs)[-1] & kit.real(inputs)
     kit.same(runs["eager"].logits[left], runs["sdpa"].logits[left])
-    kit.differs(runs["sdpa"].logits[left], kit.bare(kit.model_of(family), inputs)[left])
+    kit.differs(runs["sdpa"].logits[left], kit.once(kit.bare, kit.model_of(family), inputs)[left])
 
 
 def double_equals_masked_double(family: str, plugin: Plugin, rows: Rows = (1, 2, 0)) -> None:
@@ -88,7 +88,7 @@ def double_equals_masked_double(family: str, plugin: Plugin, rows: Rows = (1, 2,
     # rotary tables and norms are computed in float32 even here, but equally in both runs; means are float32 on purpose
     relative = 1e-6 if plugin.name == "average_pool" else 1e-11
     kit.same(run.logits[left], kit.reference_logits(model, inputs, plugin, run.handle)[left], relative=relative)
-    kit.differs(run.logits[left], kit.bare(model, inputs)[left])
+    kit.differs(run.logits[left], kit.once(kit.bare, model, inputs)[left])
 
 
 def batch_equals_rows(
@@ -104,7 +104,7 @@ def batch_equals_rows(
         shift = width - length if pad == "left" else 0
         span = slice(shift, shift + length)
         if not images:
-            kit.same(batch.logits[index, span], kit.bare(model, alone)[0])
+            kit.same(batch.logits[index, span], kit.once(kit.bare, model, alone)[0])
             continue
         single = kit.attached(model, alone, plugin)
         for layer in range(kit.LAYERS):
