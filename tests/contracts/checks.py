@@ -19,6 +19,8 @@ from vlm_eff import attach
 from vlm_eff.core.plugin import Plugin
 
 Rows = tuple[int, ...]
+# words of an answer: past the sliding window of the row without images, and each step is one more like the last
+ANSWER = 6
 
 
 def keep_all_is_bit_identical(family: str, attn: str, plugin: Plugin, rows: Rows = (1, 2, 0)) -> None:
@@ -26,8 +28,8 @@ def keep_all_is_bit_identical(family: str, attn: str, plugin: Plugin, rows: Rows
     model, inputs = kit.model_of(family, attn), tiny_inputs(family, rows)
     run = kit.attached(model, inputs, plugin)
     assert torch.equal(run.logits, kit.once(kit.bare, model, inputs))
-    tokens, logits = kit.once(kit.generate, model, inputs)
-    decoded = kit.attached_generate(model, inputs, plugin)
+    tokens, logits = kit.once(kit.generate, model, inputs, ANSWER)
+    decoded = kit.attached_generate(model, inputs, plugin, steps=ANSWER)
     assert torch.equal(decoded.logits, logits)
     assert torch.equal(decoded.tokens, tokens)
     for handle in (run.handle, decoded.handle):
@@ -58,8 +60,8 @@ def generate_equals_masked_generate(
 ) -> None:
     """Prefill and every decode step equal the masked run of a left-padded batch."""
     model, inputs = kit.model_of(family, attn), tiny_inputs(family, rows, video=video)  # type: ignore[arg-type]
-    run = kit.attached_generate(model, inputs, plugin)
-    tokens, logits = kit.reference_generate(model, inputs, plugin, run.handle)
+    run = kit.attached_generate(model, inputs, plugin, steps=ANSWER)
+    tokens, logits = kit.reference_generate(model, inputs, plugin, run.handle, ANSWER)
     kit.same(run.logits, logits)
     assert torch.equal(run.tokens, tokens)
     kit.differs(run.logits[:, 0], kit.once(kit.generate, model, inputs, 1)[1][:, 0])
