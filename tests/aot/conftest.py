@@ -13,6 +13,10 @@ if interpreting() or not installed():
     collect_ignore_glob = ["test_*.py"]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--every-architecture", action="store_true", help="compile every case for every architecture")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Compile everything anew, and equal kernels once."""
