@@ -4,11 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 BRIDGES := .venv-bridges
 RAY := .venv-ray
+QUANT := .venv-quant
 # two workers with one thread each: more threads only wait for one another on models this small
 WORKERS ?= 2
 PYTEST = OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
-.PHONY: demo test test-bridges test-browser test-ray test-wheel lint examples docs bench smol bench-smol readme clean
+.PHONY: demo test test-beside test-bridges test-browser test-ray test-wheel lint examples docs bench smol bench-smol readme clean
 
 demo: $(VENV)/.demo
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m vlm_eff.demo
@@ -17,6 +18,10 @@ demo: $(VENV)/.demo
 test: $(VENV)/.dev
 	TRITON_INTERPRET=1 $(PYTEST) -n $(WORKERS) --dist worksteal tests/kernels
 	$(PYTEST) -n $(WORKERS) --dist worksteal
+
+# other libraries around and inside a model, with torchao and bitsandbytes, in an environment beside the first
+test-beside: $(QUANT)/.made
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 $(QUANT)/bin/python -m pytest tests/beside
 
 # the model `vlm_eff` inside lmms-eval, offline, in an environment beside the first
 test-bridges: $(BRIDGES)/.made
@@ -84,7 +89,7 @@ readme: $(VENV)/.dev
 	$(BIN)/python -m vlm_eff.eval.readme --write
 
 clean:
-	rm -rf $(VENV) $(BRIDGES) $(RAY) out build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(BRIDGES) $(QUANT) $(RAY) out build dist .pytest_cache .mypy_cache .ruff_cache
 
 $(BIN)/python:
 	@echo "vlm-eff: making $(VENV) with $(PYTHON)"
@@ -129,6 +134,13 @@ $(RAY)/.made: $(VENV)/.dev
 	@echo "vlm-eff: making $(RAY) with Ray"
 	$(call make_beside,$(RAY))
 	@$(RAY)/bin/python -m pip install -qq --disable-pip-version-check "ray[data]>=2.60"
+	@touch $@
+	@echo "vlm-eff: installed"
+
+$(QUANT)/.made: $(VENV)/.dev
+	@echo "vlm-eff: making $(QUANT) with torchao and bitsandbytes"
+	$(call make_beside,$(QUANT))
+	@$(QUANT)/bin/python -m pip install -qq --disable-pip-version-check "torchao>=0.18" "bitsandbytes>=0.50"
 	@touch $@
 	@echo "vlm-eff: installed"
 

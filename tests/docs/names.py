@@ -3,6 +3,7 @@
 A reader has a model, inputs and a prompt of their own; here these are the models that come along, or tiny ones.
 """
 
+import copy
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -68,6 +69,12 @@ def _diffusion(_: pytest.MonkeyPatch) -> Names:
 
 def _attached(_: pytest.MonkeyPatch) -> Names:
     return asked() | {"attach": attach}
+
+
+def _beside(_: pytest.MonkeyPatch) -> Names:
+    """A model of the page's own: it wraps it."""
+    names = asked()
+    return names | {"model": copy.deepcopy(names["model"])}
 
 
 def _costs(monkeypatch: pytest.MonkeyPatch) -> Names:
@@ -137,6 +144,7 @@ NAMES: dict[str, Callable[[pytest.MonkeyPatch], Names]] = {
     "README.md": _readme,
     "docs/adaptive.md": _attached,
     "docs/add-a-method.md": _attached,
+    "docs/beside.md": _beside,
     "docs/bridges.md": _bridges,
     "docs/costs.md": _costs,
     "docs/diffusion.md": _diffusion,

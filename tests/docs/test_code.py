@@ -22,6 +22,15 @@ PYTHON = [block for block in BLOCKS if block.language == "python"]
 
 # a block that is compiled and not run, by page and a line of it; everything else runs
 NOT_RUN = {
+    (
+        "docs/beside.md",
+        "Int8WeightOnlyConfig",
+    ): "needs torchao; tests/beside/test_quantised.py runs the same",
+    ("docs/beside.md", "BitsAndBytesConfig"): "needs bitsandbytes; tests/beside/test_quantised.py runs the same",
+    (
+        "docs/beside.md",
+        "layer.mlp.compile()",
+    ): "takes a minute; tests/beside/test_compile.py has another backend",
     ("docs/scale.md", "# torchrun --nproc-per-node 2 ask.py"): "needs two ranks; tests/scale runs the same on two",
     ("docs/scale.md", "import run_with_ray"): "needs Ray; tests/eval/runs/test_ray_pool.py runs it",
 }

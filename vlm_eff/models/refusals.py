@@ -19,8 +19,7 @@ def refuse_compiled(model: Any) -> None:
     """Raise `CompiledModelError` when any part of the model was compiled: its hooks would not run."""
     modules = model.modules() if isinstance(model, nn.Module) else ()
     for module in modules:
-        compiled = getattr(module, "_compiled_call_impl", None) or getattr(module, "_compiled_call", None)
-        if compiled is not None or type(module).__name__ == "OptimizedModule":
+        if _is_compiled(module):
             raise CompiledModelError(
                 explain(
                     f"{type(module).__name__} was compiled before attach, and torch.compile ignores later hooks",
@@ -28,6 +27,15 @@ def refuse_compiled(model: Any) -> None:
                     "Attach to the uncompiled model; compile the vision tower or single MLPs afterwards if you like",
                 )
             )
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    """True after `torch.compile(module)`, `module.compile()` or `module.forward = torch.compile(module.forward)`."""
+    whole = getattr(module, "_compiled_call_impl", None) or getattr(module, "_compiled_call", None)
+    # what torch.compile returns of a function names the one it was given; so does what torch.compiler.disable returns
+    named = getattr(module.forward, "_torchdynamo_orig_callable", None)
+    forward = named is not None and not getattr(module.forward, "_torchdynamo_disable", False)
+    return whole is not None or forward or type(module).__name__ == "OptimizedModule"
 
 
 def refuse_plugins(adapter: Adapter, plugins: Sequence[Plugin]) -> None:
