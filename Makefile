@@ -80,8 +80,9 @@ bench-smol: smol
 	  --method prumerge --share 0.5 --share 0.25 --share 0.1 --batch-size 32 --pairs 10 --device cpu \
 	  --record benchmarks/results/smol_vlm.json
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/kv_quality.py --model smol --scenes 20 --easy 40 \
-	  --method adakv --method h2o --method kivi --method look_m --method random_evict --method saliency_precision --method snapkv \
-	  --method streaming_llm --method visual_quant --method vl_cache --column 0.5 --column 0.2 --column 2 \
+	  --method adakv --method h2o --method hessian --method kivi --method look_m --method pyramidkv --method random_evict \
+	  --method saliency_precision --method sensitivity --method snapkv --method streaming_llm --method visual_quant --method vl_cache \
+	  --method zipvl_kv --column 0.5 --column 0.2 --column 4 --column 2 \
 	  --done out/kv_quality_smol.jsonl --output benchmarks/results/kv_quality_smol.json
 
 # rewrite the generated parts of README.md
