@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,10 @@ from PIL import Image
 import vlm_eff
 from tests.demo.conftest import make_client
 from vlm_eff.core import registry
+from vlm_eff.core.errors import ConfigError
 from vlm_eff.core.plugin import BindContext, Plugin, Site
 from vlm_eff.core.registry import METHODS, Method
+from vlm_eff.demo.page.specs import plugins_of
 from vlm_eff.eval.subject import open_image
 
 _ASK = "/ask_image"
@@ -74,6 +77,24 @@ def test_answers_stream(client: Any, desk: Any, files: list[Any]) -> None:
     steps = job.outputs()
     assert len(steps) > 2 and steps[0][0] and not steps[0][1], "the bare answer comes first"
     assert steps[-1][:2] == last[:2]
+
+
+def test_progress_reaches_the_visitor(client: Any, desk: Any, files: list[Any]) -> None:
+    job = client.submit(files, desk.examples[0].prompt, _SPEC, 8, 6, 0, api_name=_ASK)
+    seen = set()
+    while not job.done():
+        for unit in job.status().progress_data or ():
+            seen.add(unit.desc)
+        time.sleep(0.01)
+    assert any("timing, 6 interleaved pairs" in str(desc) for desc in seen), seen
+
+
+def test_what_whoever_started_the_page_offers_is_taken_by_name(desk: Any) -> None:
+    secret = "victor:weights='registers.safetensors'"
+    offered = vlm_eff.plugin(_SPEC)
+    assert plugins_of(secret, {secret: offered}) == {secret: offered}
+    with pytest.raises(ConfigError, match="names a file"):
+        plugins_of(secret)
 
 
 def test_what_cannot_be_done_is_one_sentence(

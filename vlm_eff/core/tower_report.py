@@ -10,6 +10,7 @@ class TowerReport:
     """One run of a vision tower with plugins inside it. What lies behind the tower sees all tokens again.
 
     tower:     library and class
+    prefix:    leading tokens that are no patches: class token, registers
     images:    images, or frames of a video; tokens: tokens of the bare tower in each, class token included
     attended:  tokens that each block's attention computes, mean over the images; padding of shorter images included
     processed: tokens that each block's MLP computes, the same way
@@ -27,6 +28,7 @@ class TowerReport:
     flops: float
     flops_bare: float
     selection_ms: float = 0.0
+    prefix: int = 0
 
     def line(self) -> str:
         """One row of the printed table."""

@@ -1,14 +1,16 @@
 """What the image tab computes, against the handle of the same question."""
 
 import threading
-from typing import Any
+from typing import Any, cast
 
 import pytest
+import torch
 
 import vlm_eff
+from tests.tiny import tiny_inputs, tiny_vlm
 from vlm_eff.core.errors import Stopped
 from vlm_eff.demo.work.charts import Pair, layer_bars, pair_bars
-from vlm_eff.demo.work.image import Looked, Question, cost_chart, layers_chart, look
+from vlm_eff.demo.work.image import Looked, Question, cost_chart, layers_chart, look, tower_pictures
 from vlm_eff.demo.work.watching import Watch
 from vlm_eff.eval.subject import Subject
 from vlm_eff.reference.scenes import make_scene, render
@@ -44,6 +46,15 @@ def test_the_tower_is_drawn_apart(subject: Subject) -> None:
     found = ask(subject, "tome:r=4")
     assert len(found.tower) == 1 and found.tower[0].tobytes() != found.kept[0][0].tobytes()
     assert len({id(layer) for layer in found.kept}) == 1, "behind the tower every token is there again"
+
+
+def test_a_tower_whose_patches_are_joined_is_not_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, inputs = tiny_vlm("qwen2_5_vl"), tiny_inputs("qwen2_5_vl")
+    with vlm_eff.attach(model, vlm_eff.plugin("tome:r=2")) as handle, torch.no_grad():
+        model(**inputs)
+        count = len(handle.tower_groups(0))
+        assert handle.stats().towers
+        assert tower_pictures(cast("Subject", None), [IMAGE] * count, handle) == ()
 
 
 def test_bars_start_at_zero_and_show_what_was_counted(desk: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 import tempfile
 from collections.abc import Callable, Mapping
@@ -26,6 +27,8 @@ from vlm_eff.reference.machine import describe_device
 TABS = (image_tab, video_tab, kv_tab, diffusion_tab, compare_tab)
 _WAITING = 16
 _FORGET_S = 3600
+# whose last pictures are held at once
+_VISITORS = 64
 LOOPBACK = "127.0.0.1"
 
 
@@ -81,7 +84,10 @@ def serve(
     """
     page = open_page(desk, host=host, port=port, browser=browser)
     told(str(page.local_url))
-    page.block_thread()
+    try:
+        page.block_thread()
+    finally:
+        shutil.rmtree(desk.folder, ignore_errors=True)
 
 
 def open_page(desk: Desk, *, host: str = LOOPBACK, port: int | None = None, browser: bool = False) -> gr.Blocks:
@@ -102,6 +108,7 @@ def open_page(desk: Desk, *, host: str = LOOPBACK, port: int | None = None, brow
             ssr_mode=False,
             footer_links=[],
             enable_monitoring=False,
+            state_session_capacity=_VISITORS,
             theme=gr.themes.Default(font="sans-serif", font_mono="monospace"),
         )
     except OSError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import queue
 import threading
 from collections.abc import Callable, Iterator
@@ -59,7 +60,9 @@ def run(desk: Desk, visitor: str, work: Callable[[Watch], R], progress: gr.Progr
         except BaseException as error:
             news.put(_Failed(error))
 
-    worker = threading.Thread(target=labour, name="vlm-eff work", daemon=True)
+    # gradio finds out whose progress it is by the context, which a new thread would not have
+    context = contextvars.copy_context()
+    worker = threading.Thread(target=context.run, args=(labour,), name="vlm-eff work", daemon=True)
     worker.start()
     try:
         while True:

@@ -155,20 +155,22 @@ def pictures_by_layer(
 def tower_pictures(
     subject: Subject, images: Sequence[Image.Image], handle: Handle, side: int = 384
 ) -> tuple[Image.Image, ...]:
-    """What the vision tower computed at its end, one picture an image; nothing where its patches are no cells.
+    """What the vision tower computed at its end, one picture an image; nothing where a patch is no visual token.
 
+    In some families the projector joins patches, or an image is several tiles: then there is no picture to draw.
     Behind a tower every token is there again, with the feature of the one that it was merged into.
     """
     stats = handle.stats()
     if not stats.towers:
         return ()
-    tokens, made = handle.visual(0)[0], []
-    groups = handle.tower_groups(len(stats.towers[-1].attended) - 1)
-    for number, (image, (group, place)) in enumerate(zip(images, groups, strict=False)):
+    tower = stats.towers[-1]
+    tokens, made, front = handle.visual(0)[0], [], tower.prefix
+    groups = handle.tower_groups(len(tower.attended) - 1)
+    if len(groups) != len(images):
+        return ()
+    for number, (image, (group, place)) in enumerate(zip(images, groups, strict=True)):
         here = (tokens.image == number).nonzero().flatten()
-        # class token and registers stand in front
-        front = len(group) - len(here)
-        if front < 0:
+        if len(group) - front != len(here):
             return ()
         size = torch.bincount(group[group >= 0], minlength=len(place)).float()
         weight = torch.zeros(len(tokens.slot))

@@ -74,6 +74,7 @@ def _report(tower: Tower, run: Run) -> TowerReport:
         flops=flops,
         flops_bare=bare,
         selection_ms=run.deciding * 1e3,
+        prefix=tower.prefix,
     )
 
 
